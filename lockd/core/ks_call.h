@@ -1,0 +1,31 @@
+/* ks_call.h - what a command handler of the keyspace gets and what it may use.  Internal to the keyspace's files
+ * (keyspace.c, ks_*.c, route.c, script.c); nobody else includes it. */
+#pragma once
+#include "lockd/core/command.h"
+#include "lockd/core/keyspace.h"
+#include "lockd/core/resp.h"
+
+/* One command being run.  Handlers append exactly one reply to `reply`, or set `queued` and answer later with ks_answer. */
+struct ks_call {
+    struct keyspace *ks;
+    struct origin origin;   /* ORIGIN_NONE for reads, internal commands and calls from scripts */
+    uint64_t stamp_ms;      /* judge expiry by this */
+    uint64_t revision;      /* of this command; 0 for reads */
+    uint32_t argc;
+    const struct slice *argv;
+    struct buf *reply;
+    bool queued;            /* the reply comes later */
+    bool in_script;         /* blocking forms act as without WAIT */
+};
+typedef void ks_handler(struct ks_call *call);
+
+/* Answer a command that was queued: a KS_REPLY fact if its origin is this node and boot, else nothing. */
+void ks_answer(struct keyspace *ks, struct origin origin, struct slice reply);
+void ks_fact(struct keyspace *ks, const struct ks_fact *fact);
+const struct alloc *ks_alloc(const struct keyspace *ks);
+bool ks_lease_exists(const struct keyspace *ks, uint64_t id);
+
+/* Option parsing shared by handlers.  Each appends the error reply and returns false when the argument is wrong. */
+bool ks_arg_u64(struct ks_call *call, uint32_t index, const char *what, uint64_t low, uint64_t high, uint64_t *ret_value);
+/* Expects the word LEASE at `index` and the id of a live lease after it; -NOLEASE if it is gone. */
+bool ks_arg_lease(struct ks_call *call, uint32_t index, uint64_t *ret_id);

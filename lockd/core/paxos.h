@@ -1,0 +1,134 @@
+/* paxos.h - Multi-Paxos for one lockd node: the rules and nothing else.
+ *
+ * Place in the flow:  command bytes -> proposal -> [paxos] -> numbered log -> keyspace
+ *
+ * Pure.  No clock, socket, disk, log line or global; memory only from config.alloc.  The time comes in with every
+ * input and chance comes from config.seed, so equal inputs give equal outputs anywhere.  Lamport, "The Part-Time
+ * Parliament" (1998) and "Paxos Made Simple" (2001); leases and pre-vote after Chubby (2006) and Ongaro (2014).
+ *
+ * What always holds (asserted in paxos.c, checked again from outside by tests/sim):
+ *   P1  The promised ballot never goes down, restarts included.
+ *   P2  A slot never has two chosen values.
+ *   P3  A message that reports a promise or an acceptance leaves after that fact, and every earlier one, is durable.
+ *       So does a prepare (it reports that this ballot is ours).  Accept, heartbeat and chosen leave at once: the
+ *       leader sends and writes at the same time and counts its own acceptance only when it is durable.  An acceptor
+ *       that sees two values for one (slot, ballot) halts.
+ *   P4  Slots are applied in order, without gaps, once each.
+ *   P5  Every queue has a limit in paxos_config; when it is full we refuse, we never grow.
+ *   P7  Pre-vote: no ballot is raised before a majority says it has not heard a leader lately; a leader that does not
+ *       reach a majority for lease_ms + election_spread_ms steps down.
+ *   P8  Leader lease: an acceptor that acknowledged a leader at its time t promises no other ballot before
+ *       t + lease_ms (the leader's number, in the message).  The longest it ever granted is durable before it is
+ *       granted, and after a restart the acceptor waits that long before it promises anything.  The leader counts
+ *       from the *send* time of the acknowledged round, less drift_ppm.
+ *   P9' (the caller does the rest of P9) a node is LEADING only when every slot that any promise reported is chosen
+ *       and was handed out in `applies`; only then does it take proposals.
+ *
+ * The caller's duties: give a PAXOS_TICK no later than wake_at_ms; after every step take until there is nothing; make
+ * each batch durable in order (promise, lease_ms, chosen and saves in ONE transaction) and then say PAXOS_DURABLE;
+ * hold sends_after until then.  Messages may be lost, repeated and reordered on their way. */
+#pragma once
+#include "common/alloc.h"
+#include "common/must.h"
+#include "lockd/core/paxos_msg.h"
+
+enum { PAXOS_NODES_MAX = 9 };
+
+struct paxos_config {
+    const struct alloc *alloc;
+    uint16_t node, node_count;   /* own 0-based index; cluster size 1..PAXOS_NODES_MAX */
+    uint32_t inflight_max;       /* slots proposed but not yet chosen; an acceptor takes 2 x this above its chosen */
+    uint32_t value_bytes_max;    /* one proposal */
+    uint32_t heartbeat_ms;       /* leader to followers; default 50 */
+    uint32_t lease_ms;           /* default 300 */
+    uint32_t election_spread_ms; /* a follower waits lease_ms + 0..spread before it asks for votes; default 100 */
+    uint32_t drift_ppm;          /* rate bound between any two clocks; default 500 */
+    uint64_t seed;               /* spreads election timeouts; differs per node and boot */
+    uint64_t start_ms;           /* now */
+};
+
+struct paxos_saved { /* read back from disk; zero on first start */
+    struct ballot promised;
+    uint32_t lease_ms_max; /* the longest lease ever granted */
+    paxos_slot chosen;     /* every entry up to here in the store is chosen and was given to the state by the caller */
+    const struct paxos_entry *accepted; /* every entry in the store above `chosen`, ascending; copied */
+    uint32_t accepted_count;
+    bool restarted; /* false only on the very first start of this store */
+};
+
+enum paxos_input_kind { PAXOS_TICK, PAXOS_MESSAGE, PAXOS_PROPOSE, PAXOS_DURABLE };
+struct paxos_input {
+    uint64_t now_ms; /* monotonic, never lower than in the previous call */
+    enum paxos_input_kind kind;
+    union {
+        const struct paxos_msg *message; /* PAXOS_MESSAGE; read during the call */
+        struct slice value;              /* PAXOS_PROPOSE; copied if taken */
+        uint64_t batch;                  /* PAXOS_DURABLE: this and every earlier paxos_output.batch is on disk */
+    };
+};
+/* Answers, not errors: each is normal, and the caller has something to tell its client. */
+enum paxos_verdict { PAXOS_TAKEN, PAXOS_NOT_LEADER, PAXOS_FULL, PAXOS_TOO_LONG, PAXOS_IGNORED };
+
+/* A peer wants chosen entries; the caller reads slots from..to (both <= chosen here) out of its store, as many as fit
+ * one frame, and sends them as PAXOS_MSG_CHOSEN.  What the store does not hold yet is left out: the peer asks again. */
+struct paxos_fetch {
+    uint16_t to;
+    paxos_slot from_slot, to_slot;
+};
+
+/* Work for the caller.  sends_now may leave at once; sends_after only when this batch and every
+ * earlier one is durable (P3). */
+struct paxos_output {
+    uint64_t batch;    /* counts up by one per non-empty transaction; 0: nothing to write, and sends_after then only waits for earlier ones */
+    bool save_promise; /* store `promised` in the same transaction as `saves` */
+    struct ballot promised;
+    uint32_t save_lease_ms; /* non-zero: store as lease_ms_max */
+    paxos_slot save_chosen; /* non-zero: store as chosen.  A hint for restart: rides on other writes, causes none */
+    const struct paxos_entry *saves; /* store each under its slot, replacing what is there */
+    uint32_t save_count;
+    const struct paxos_msg *sends_now; /* no durable fact of ours */
+    uint32_t send_now_count;
+    const struct paxos_msg *sends_after; /* prepare, promise, accepted; a heartbeat_ack that grants a longer lease or a new promise */
+    uint32_t send_after_count;
+    const struct paxos_entry *applies; /* chosen, ascending, no gaps (P4) */
+    uint32_t apply_count;
+    const struct paxos_fetch *fetches;
+    uint32_t fetch_count;
+    uint64_t wake_at_ms; /* give a PAXOS_TICK no later than this */
+};
+
+enum paxos_role { PAXOS_FOLLOWER, PAXOS_PREVOTING, PAXOS_PREPARING, PAXOS_SETTLING, PAXOS_LEADING, PAXOS_HALTED };
+
+struct paxos;
+
+/* A follower.  A config out of range is a programmer error.  Freed with paxos_free. */
+struct paxos *paxos_new(const struct paxos_config *config, const struct paxos_saved *saved);
+void paxos_free(struct paxos *p);
+
+/* Feed one input; slices inside are read during the call only.  TICK and DURABLE always answer PAXOS_TAKEN.  A stale,
+ * unknown or nonsensical message answers PAXOS_IGNORED and changes nothing: no message can reach a must(). */
+NODISCARD enum paxos_verdict paxos_step(struct paxos *p, const struct paxos_input *in);
+
+/* Collect the work caused since the last take.  Pointers in `ret_out` live until the next step or take.  False:
+ * nothing to do, only wake_at_ms is set. */
+NODISCARD bool paxos_take(struct paxos *p, struct paxos_output *ret_out);
+
+enum paxos_role paxos_role(const struct paxos *p);
+/* The ballot we lead or try to lead under, while role >= PREPARING; else the highest promised. */
+struct ballot paxos_ballot(const struct paxos *p);
+/* The ballot of the leader heard last, and whether it was heard within lease_ms: whom to forward to, never a ground for a
+ * read.  node == own while LEADING. */
+bool paxos_leader(const struct paxos *p, uint64_t now_ms, struct ballot *ret_ballot);
+/* All slots up to here are chosen and were handed out in `applies`. */
+paxos_slot paxos_chosen(const struct paxos *p);
+/* Free places for proposals right now; 0 unless LEADING. */
+uint32_t paxos_room(const struct paxos *p);
+/* LEADING, and the leader lease covers now_ms: a read of the applied state is linearizable. */
+bool paxos_lease_good(const struct paxos *p, uint64_t now_ms);
+/* Start a fresh round of acknowledgements (a heartbeat to everybody now) and name it; for reads while the lease is in
+ * doubt, and rounds may be shared by callers of the same moment.  0 unless LEADING. */
+uint64_t paxos_confirm(struct paxos *p, uint64_t now_ms);
+/* The newest round that a majority has acknowledged under the ballot we lead. */
+uint64_t paxos_confirmed(const struct paxos *p);
+/* Why it halted (PAXOS_HALTED), else NULL.  Static text. */
+const char *paxos_halt_reason(const struct paxos *p);

@@ -1,0 +1,61 @@
+/* paxos_msg.h - what Paxos nodes say to each other, and the two numbers everything hangs on.
+ *
+ * Pure data.  lockd/core/frame.c turns it into bytes and back. */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/slice.h"
+
+/* Ordered by round, then node.  Round 0 is "none".  A node never uses a round twice: its own promise of a ballot is
+ * durable before the first prepare leaves (P3), and a restarted node goes above everything it promised. */
+struct ballot {
+    uint64_t round;
+    uint16_t node;
+};
+
+static inline int ballot_compare(struct ballot a, struct ballot b) {
+    if (a.round != b.round) return a.round < b.round ? -1 : 1;
+    return a.node == b.node ? 0 : a.node < b.node ? -1 : 1;
+}
+static inline bool ballot_equal(struct ballot a, struct ballot b) {
+    return ballot_compare(a, b) == 0;
+}
+
+/* Position in the log.  The first slot is 1; 0 means "none yet". */
+typedef uint64_t paxos_slot;
+
+/* A value accepted for a slot under a ballot.  The value is opaque here (batch.h says what is in it). */
+struct paxos_entry {
+    paxos_slot slot;
+    struct ballot ballot;
+    struct slice value;
+};
+
+enum paxos_msg_kind {
+    PAXOS_MSG_PREVOTE = 1,   /* would you promise `ballot`?  chosen = what the asker knows to be chosen.  Changes nothing (P7) */
+    PAXOS_MSG_PREVOTE_REPLY, /* granted or not; ballot echoes; promised = the answerer's */
+    PAXOS_MSG_PREPARE,       /* phase 1 for every slot above `chosen` */
+    PAXOS_MSG_PROMISE,       /* ballot echoes; chosen = the acceptor's; entries = all it accepted above its chosen */
+    PAXOS_MSG_REFUSE,        /* ballot echoes what was refused; promised = what stands against it */
+    PAXOS_MSG_ACCEPT,        /* phase 2: entries[0..n) at ballot; chosen = the leader's; round, lease_ms as HEARTBEAT */
+    PAXOS_MSG_ACCEPTED,      /* ballot echoes; slot..slot_last are durable here under it; chosen = the acceptor's; round echoes */
+    PAXOS_MSG_HEARTBEAT,     /* leader alive; chosen; asks for its lease: round, lease_ms (P8) */
+    PAXOS_MSG_HEARTBEAT_ACK, /* ballot and round echo; chosen = the acceptor's */
+    PAXOS_MSG_CATCHUP,       /* please send chosen entries from `slot` on */
+    PAXOS_MSG_CHOSEN,        /* entries, ascending without gaps, all chosen; the answer to CATCHUP */
+    PAXOS_MSG_KIND_END
+};
+
+struct paxos_msg {
+    enum paxos_msg_kind kind;
+    uint16_t from, to;
+    struct ballot ballot;
+    struct ballot promised;
+    bool granted;
+    paxos_slot chosen; /* every slot up to here is known chosen, with its value, by the sender */
+    paxos_slot slot, slot_last;
+    uint64_t round;    /* a fresh number per round of acknowledgements: a late one never validates a later question */
+    uint32_t lease_ms; /* how long an acknowledgement of this message binds the acceptor */
+    const struct paxos_entry *entries;
+    uint32_t entry_count;
+};
