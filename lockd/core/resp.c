@@ -1,0 +1,305 @@
+/* resp.c - see resp.h.  The parser follows networking.c and sds.c of Redis 7.0 (processMultibulkBuffer,
+ * processInlineBuffer, sdssplitargs), because clients know its answers. */
+#include "lockd/core/resp.h"
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+/* A line of a request, without its end. */
+enum line_status { LINE_FOUND, LINE_SHORT, LINE_TOO_LONG };
+
+static enum resp_status refuse(struct resp_parser *p, const char **ret_error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static enum line_status find_line(struct resp_parser *p, const char *data, size_t bytes, char end,
+                                  size_t *ret_line_bytes);
+static enum resp_status parse_inline(struct resp_parser *p, const struct resp_limits *limits, char *data, size_t bytes,
+                                     uint32_t *ret_argc, struct slice *argv, size_t *ret_used, const char **ret_error);
+
+enum resp_status resp_parse(struct resp_parser *p, const struct resp_limits *limits, char *data, size_t bytes,
+                            uint32_t *ret_argc, struct slice *argv, size_t *ret_used, const char **ret_error) {
+    must(limits->argc_max > 0 && limits->arg_bytes_max > 0 && limits->request_bytes_max > 0);
+    must(p->at <= bytes);
+    if (bytes == 0) return RESP_NEED_MORE;
+    if (data[0] != '*') return parse_inline(p, limits, data, bytes, ret_argc, argv, ret_used, ret_error);
+
+    bool resumed = p->argc_seen > 0; /* words of an earlier call are not in argv */
+    size_t line_bytes;
+    int64_t number;
+again:
+    if (!p->started) {
+        switch (find_line(p, data, bytes, '\r', &line_bytes)) {
+        case LINE_SHORT: return RESP_NEED_MORE;
+        case LINE_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big mbulk count string");
+        case LINE_FOUND: break;
+        }
+        if (!slice_to_i64(slice_of(data + 1, line_bytes - 1), &number) || number > INT_MAX)
+            return refuse(p, ret_error, "Protocol error: invalid multibulk length");
+        if (number > (int64_t)limits->argc_max)
+            return refuse(p, ret_error, "too many arguments: %lld given, arguments-max is %u", (long long)number,
+                          limits->argc_max);
+        p->at = line_bytes + 2;
+        p->argc = number > 0 ? (uint32_t)number : 0;
+        p->started = true;
+    }
+    while (p->argc_seen < p->argc) {
+        if (!p->in_bulk) {
+            switch (find_line(p, data, bytes, '\r', &line_bytes)) {
+            case LINE_SHORT: return RESP_NEED_MORE;
+            case LINE_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big bulk count string");
+            case LINE_FOUND: break;
+            }
+            const char *line = data + p->at;
+            if (line[0] != '$') return refuse(p, ret_error, "Protocol error: expected '$', got '%c'", line[0]);
+            if (!slice_to_i64(slice_of(line + 1, line_bytes - 1), &number) || number < 0 ||
+                number > (int64_t)limits->arg_bytes_max)
+                return refuse(p, ret_error, "Protocol error: invalid bulk length");
+            p->at += line_bytes + 2;
+            if (p->at + (size_t)number + 2 > limits->request_bytes_max)
+                return refuse(p, ret_error, "Protocol error: the request is longer than request-bytes-max, %u bytes",
+                              limits->request_bytes_max);
+            p->bulk_bytes = number;
+            p->in_bulk = true;
+        }
+        /* The two bytes after a word are dropped unseen, as Redis does. */
+        if (bytes - p->at < (size_t)p->bulk_bytes + 2) return RESP_NEED_MORE;
+        argv[p->argc_seen++] = slice_of(data + p->at, (size_t)p->bulk_bytes);
+        p->at += (size_t)p->bulk_bytes + 2;
+        p->in_bulk = false;
+    }
+    const uint32_t argc = p->argc;
+    const size_t used = p->at;
+    *p = (struct resp_parser){0};
+    if (resumed) { /* all of it is here now: one more look, at the headers only, finds every word (E1) */
+        resumed = false;
+        bytes = used;
+        goto again;
+    }
+    *ret_argc = argc;
+    *ret_used = used;
+    return RESP_REQUEST;
+}
+
+static enum resp_status refuse(struct resp_parser *p, const char **ret_error, const char *format, ...) {
+    const size_t room = sizeof p->error;
+    memcpy(p->error, "-ERR ", 5);
+    va_list args;
+    va_start(args, format);
+    const int length = vsnprintf(p->error + 5, room - 5 - 2, format, args);
+    va_end(args);
+    must(length >= 0 && (size_t)length < room - 5 - 2);
+    size_t at = 5;
+    for (; p->error[at] != '\0'; at++)
+        if ((unsigned char)p->error[at] < ' ') p->error[at] = ' ';
+    memcpy(p->error + at, "\r\n", 3);
+    *ret_error = p->error;
+    return RESP_ERROR;
+}
+
+/* The line that begins at p->at and ends before `end`; with '\r' the byte after it must be here too. */
+static enum line_status find_line(struct resp_parser *p, const char *data, size_t bytes, char end,
+                                  size_t *ret_line_bytes) {
+    const char *line = data + p->at, *from = line + p->line_bytes, *past = data + bytes;
+    const char *found = from < past ? memchr(from, end, (size_t)(past - from)) : NULL;
+    p->line_bytes = (size_t)((found != NULL ? found : past) - line);
+    if (p->line_bytes > RESP_LINE_BYTES_MAX) return LINE_TOO_LONG;
+    if (found == NULL || (end == '\r' && found + 1 == past)) return LINE_SHORT;
+    *ret_line_bytes = p->line_bytes;
+    p->line_bytes = 0;
+    return LINE_FOUND;
+}
+
+static bool is_space(char c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+static int hex_value(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* One word of an inline request, unquoted where it is: what comes out is never longer than what went in.  Returns where
+ * the next one may begin, NULL when quotes do not match. */
+static char *split_word(char *at, char *end, struct slice *ret_word) {
+    char *out = at;
+    const char *word = at;
+    char quote = '\0';
+    for (;;) {
+        if (at == end) {
+            if (quote != '\0') return NULL;
+            break;
+        }
+        const char c = *at;
+        if (quote == '\0') {
+            if (c == ' ' || c == '\t' || c == '\r' || c == '\n')
+                break; /* \v and \f only count between words, as in Redis */
+            if (c == '"' || c == '\'') {
+                quote = c;
+            } else {
+                *out++ = c;
+            }
+            at++;
+        } else if (c == quote) {
+            /* A closing quote is followed by a space or nothing at all. */
+            if (at + 1 < end && !is_space(at[1])) return NULL;
+            at++;
+            break;
+        } else if (quote == '"' && c == '\\' && end - at >= 4 && at[1] == 'x' && hex_value(at[2]) >= 0 &&
+                   hex_value(at[3]) >= 0) {
+            *out++ = (char)(hex_value(at[2]) * 16 + hex_value(at[3]));
+            at += 4;
+        } else if (quote == '"' && c == '\\' && end - at >= 2) {
+            switch (at[1]) {
+            case 'n': *out++ = '\n'; break;
+            case 'r': *out++ = '\r'; break;
+            case 't': *out++ = '\t'; break;
+            case 'b': *out++ = '\b'; break;
+            case 'a': *out++ = '\a'; break;
+            default: *out++ = at[1]; break;
+            }
+            at += 2;
+        } else if (quote == '\'' && c == '\\' && end - at >= 2 && at[1] == '\'') {
+            *out++ = '\'';
+            at += 2;
+        } else {
+            *out++ = c;
+            at++;
+        }
+    }
+    *ret_word = slice_of(word, (size_t)(out - word));
+    return at;
+}
+
+static enum resp_status parse_inline(struct resp_parser *p, const struct resp_limits *limits, char *data, size_t bytes,
+                                     uint32_t *ret_argc, struct slice *argv, size_t *ret_used, const char **ret_error) {
+    size_t line_bytes;
+    switch (find_line(p, data, bytes, '\n', &line_bytes)) {
+    case LINE_SHORT: return RESP_NEED_MORE;
+    case LINE_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big inline request");
+    case LINE_FOUND: break;
+    }
+    const size_t used = line_bytes + 1;
+    char *end = data + line_bytes, *at = data;
+    if (line_bytes > 0 && end[-1] == '\r') end--;
+    if (line_bytes > 0 && memchr(data, '\0', line_bytes) != NULL)
+        return refuse(p, ret_error, "Protocol error: a NUL byte in an inline request");
+    uint32_t argc = 0;
+    for (;;) {
+        while (at < end && is_space(*at)) at++;
+        if (at == end) break;
+        if (argc == limits->argc_max)
+            return refuse(p, ret_error, "too many arguments, arguments-max is %u", limits->argc_max);
+        struct slice word;
+        at = split_word(at, end, &word);
+        if (at == NULL) return refuse(p, ret_error, "Protocol error: unbalanced quotes in request");
+        if (word.bytes > limits->arg_bytes_max) return refuse(p, ret_error, "Protocol error: invalid bulk length");
+        argv[argc++] = word;
+    }
+    if (argc > 0 && (slice_is_word(argv[0], "POST") || slice_is_word(argv[0], "HOST:")))
+        return refuse(p, ret_error, "Protocol error: this is no web server");
+    *p = (struct resp_parser){0};
+    *ret_argc = argc;
+    *ret_used = used;
+    return RESP_REQUEST;
+}
+
+/* ---- replies ---- */
+
+/* Writes value in decimal so that it ends at `end`; returns its first byte. */
+static char *digits(char *end, uint64_t value) {
+    do {
+        *--end = (char)('0' + value % 10);
+        value /= 10;
+    } while (value > 0);
+    return end;
+}
+
+/* `mark`, the number, CRLF: the head of every reply that has one. */
+static void put_number(struct buf *b, char mark, int64_t value) {
+    char text[1 + 20 + 2], *end = text + sizeof text - 2;
+    memcpy(end, "\r\n", 2);
+    char *at = digits(end, value < 0 ? 0 - (uint64_t)value : (uint64_t)value);
+    if (value < 0) *--at = '-';
+    *--at = mark;
+    buf_append(b, at, (size_t)(text + sizeof text - at));
+}
+
+void resp_ok(struct buf *b) {
+    buf_append(b, "+OK\r\n", 5);
+}
+
+void resp_simple(struct buf *b, const char *text) {
+    const size_t bytes = strlen(text);
+    char *at = buf_reserve(b, bytes + 3);
+    at[0] = '+';
+    memcpy(at + 1, text, bytes);
+    memcpy(at + 1 + bytes, "\r\n", 2);
+    b->bytes += bytes + 3;
+}
+
+void resp_error(struct buf *b, const char *format, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    const int length = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    must(length >= 0);
+    const size_t bytes = (size_t)length < sizeof text ? (size_t)length : sizeof text - 1;
+    for (size_t i = 0; i < bytes; i++)
+        if ((unsigned char)text[i] < ' ' || text[i] == 0x7f) text[i] = ' ';
+    buf_append(b, "-", 1);
+    buf_append(b, text, bytes);
+    buf_append(b, "\r\n", 2);
+}
+
+void resp_integer(struct buf *b, int64_t value) {
+    put_number(b, ':', value);
+}
+
+void resp_bulk(struct buf *b, struct slice s) {
+    must(s.bytes <= INT64_MAX);
+    put_number(b, '$', (int64_t)s.bytes);
+    char *at = buf_reserve(b, s.bytes + 2);
+    if (s.bytes > 0) memcpy(at, s.data, s.bytes);
+    memcpy(at + s.bytes, "\r\n", 2);
+    b->bytes += s.bytes + 2;
+}
+
+void resp_bulk_str(struct buf *b, const char *text) {
+    resp_bulk(b, slice_str(text));
+}
+
+void resp_bulk_u64(struct buf *b, uint64_t value) {
+    char text[20], *end = text + sizeof text;
+    const char *at = digits(end, value);
+    resp_bulk(b, slice_of(at, (size_t)(end - at)));
+}
+
+void resp_nil(struct buf *b) {
+    buf_append(b, "$-1\r\n", 5);
+}
+
+void resp_nil_array(struct buf *b) {
+    buf_append(b, "*-1\r\n", 5);
+}
+
+void resp_array(struct buf *b, uint32_t count) {
+    put_number(b, '*', (int64_t)count);
+}
+
+const char *resp_show(struct slice s, char *text, size_t text_bytes) {
+    must(text_bytes > 0);
+    size_t room = text_bytes - 1 < 64 ? text_bytes - 1 : 64;
+    const bool cut = s.bytes > room;
+    if (cut && room >= 3) room -= 3;
+    const size_t bytes = s.bytes < room ? s.bytes : room;
+    for (size_t i = 0; i < bytes; i++) text[i] = s.data[i] >= ' ' && s.data[i] < 0x7f ? s.data[i] : '?';
+    size_t at = bytes;
+    if (cut && at + 3 < text_bytes) {
+        memcpy(text + at, "...", 3);
+        at += 3;
+    }
+    text[at] = '\0';
+    return text;
+}
