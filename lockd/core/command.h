@@ -1,6 +1,8 @@
 /* command.h - the one list of commands: commands.def says name, arity, class, keys and help; nothing else does.
  *
- * A command is checked once, where the client speaks to us; what is forwarded or logged has passed. */
+ * Place in the flow:  argv -> [command] -> router (by class) -> handler
+ *
+ * A command is checked once, where the client speaks to us; what is forwarded or logged has passed.  Pure. */
 #pragma once
 #include "common/buf.h"
 #include "common/must.h"
@@ -35,9 +37,13 @@ struct command {
 const struct command *command_find(struct slice name, bool internal);
 const struct command *command_at(enum command_id id);
 /* The command when argv may be run; else NULL, and `error` holds Redis' own reply (unknown command, wrong
- * number of arguments, a key that is too long ...).  Options and numbers are the handlers' business. */
+ * number of arguments, a key that is too long ...).  Options and numbers are the handlers' business.  argc >= 1. */
 const struct command *command_check(uint32_t argc, const struct slice *argv, uint32_t key_bytes_max,
                                     struct buf *error);
-/* Calls fn for each key of a command that has passed command_check.  Scripts: their KEYS. */
+/* Calls fn for each key of a command that has passed command_check.  Scripts: their KEYS; none when numkeys is no
+ * number or says more than there are. */
 void command_keys(const struct command *c, uint32_t argc, const struct slice *argv,
                   void (*fn)(void *context, struct slice key), void *context);
+/* Append the reply of COMMAND [COUNT|DOCS|GETKEYS|HELP|INFO|LIST], shaped as Redis 7 shapes it for RESP2, so that the
+ * completion and hints of redis-cli work.  argv[0] is COMMAND itself. */
+void command_reply(uint32_t argc, const struct slice *argv, struct buf *reply);
