@@ -1,6 +1,7 @@
 /* paxos_msg.h - what Paxos nodes say to each other, and the two numbers everything hangs on.
  *
- * Pure data.  lockd/core/frame.c turns it into bytes and back. */
+ * Pure data.  lockd/core/frame.c turns it into bytes and back: every field of struct paxos_msg travels with every kind,
+ * so that nothing here has to be kept in step with the coder. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,14 +33,19 @@ struct paxos_entry {
 };
 
 enum paxos_msg_kind {
-    PAXOS_MSG_PREVOTE = 1,   /* would you promise `ballot`?  chosen = what the asker knows to be chosen.  Changes nothing (P7) */
-    PAXOS_MSG_PREVOTE_REPLY, /* granted or not; ballot echoes; promised = the answerer's */
+    PAXOS_MSG_PREVOTE = 1, /* would you promise `ballot`?  round = a fresh number of the asker.  Changes nothing (P7) */
+    PAXOS_MSG_PREVOTE_REPLY, /* granted or not; ballot and round echo; promised = the answerer's */
     PAXOS_MSG_PREPARE,       /* phase 1 for every slot above `chosen` */
-    PAXOS_MSG_PROMISE,       /* ballot echoes; chosen = the acceptor's; entries = all it accepted above its chosen */
-    PAXOS_MSG_REFUSE,        /* ballot echoes what was refused; promised = what stands against it */
-    PAXOS_MSG_ACCEPT,        /* phase 2: entries[0..n) at ballot; chosen = the leader's; round, lease_ms as HEARTBEAT */
-    PAXOS_MSG_ACCEPTED,      /* ballot echoes; slot..slot_last are durable here under it; chosen = the acceptor's; round echoes */
-    PAXOS_MSG_HEARTBEAT,     /* leader alive; chosen; asks for its lease: round, lease_ms (P8) */
+    PAXOS_MSG_PROMISE,   /* ballot echoes; chosen = the acceptor's; entries = all it accepted in slot..slot_last.  The
+                          * parts   of one promise follow each other without gaps from chosen + 1 to UINT64_MAX; it counts
+                          * when all have arrived */
+    PAXOS_MSG_REFUSE,    /* ballot echoes what was refused; promised = what stands against it */
+    PAXOS_MSG_ACCEPT,    /* phase 2: entries[0..n), ascending, at ballot; chosen = the leader's; round, lease_ms as
+                            HEARTBEAT */
+    PAXOS_MSG_ACCEPTED,  /* ballot echoes; slot..slot_last are durable here under it; chosen = the acceptor's; round
+                            echoes */
+    PAXOS_MSG_HEARTBEAT, /* leader alive; chosen; asks for its lease: round, lease_ms (P8).  Round 0 only tells
+                          * `chosen`: it asks for no lease and is not answered */
     PAXOS_MSG_HEARTBEAT_ACK, /* ballot and round echo; chosen = the acceptor's */
     PAXOS_MSG_CATCHUP,       /* please send chosen entries from `slot` on */
     PAXOS_MSG_CHOSEN,        /* entries, ascending without gaps, all chosen; the answer to CATCHUP */
