@@ -1,7 +1,13 @@
 /* frame.h - what two lockd nodes say to each other, as bytes.
  *
+ * Place in the flow:  paxos, identity, router -> [frame] -> peer link -> [frame] -> paxos, identity, router
+ *
  * A frame: u32 bytes after this field, u64 XXH3 of the rest, u8 version, u8 kind, then the fields of its kind (wire.h).
- * Pure.  Bytes from a peer are hostile: every length is checked, nothing is trusted before the checksum holds. */
+ * Pure.  Bytes from a peer are hostile: every length is checked, nothing is trusted before the checksum holds.
+ *
+ * What a FRAME_OK promises, so that nobody checks it again: node indexes, ballots' included, are below PAXOS_NODES_MAX;
+ * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts are
+ * at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check. */
 #pragma once
 #include "common/wire.h"
 #include "lockd/core/batch.h"
@@ -55,7 +61,7 @@ struct frame {
     };
 };
 
-/* Append the frame's bytes. */
+/* Append the frame's bytes.  Counts and lengths beyond the limits above are programmer errors. */
 void frame_encode(const struct frame *f, struct buf *out);
 
 /* Room for what a decoded frame points to. */
