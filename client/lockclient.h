@@ -17,15 +17,14 @@
  *
  * What always holds:
  *   C1  A command that may have run is not sent again unless it was marked LOCKCLIENT_REPEATABLE.
- *   C2  Every send ends in exactly one callback: a reply, NOT_RUN or UNCERTAIN.  Also on free (as UNCERTAIN or NOT_RUN).
- *   C3  A lease is reported LOST no later than its holder may no longer rely on it: counted on CLOCK_BOOTTIME from
- *       *before* the last acknowledged renewal was sent, less clock_drift_ppm of the ttl (the holder's half of T4).
- *   C4  Memory is bounded: at most `pending_max` commands and 64 MiB wait; more is refused as NOT_RUN at once.  A
- *       reply of more than 64 MiB, or nested deeper than 7, ends its connection as if it were broken.
- *   C5  A reply is never given to another command than the one it answers: what timed out keeps its place in the
- *       pipeline, and a connection that says more than it was asked is closed.
- *   C6  After the process or the machine slept, the clock comes first: a lease that ran out meanwhile is reported LOST
- *       before any reply that was waiting to be read.
+ *   C2  Every send ends in exactly one callback: a reply, NOT_RUN or UNCERTAIN.  Also on free (as UNCERTAIN or
+ * NOT_RUN). C3  A lease is reported LOST no later than its holder may no longer rely on it: counted on CLOCK_BOOTTIME
+ * from *before* the last acknowledged renewal was sent, less clock_drift_ppm of the ttl (the holder's half of T4). C4
+ * Memory is bounded: at most `pending_max` commands and 64 MiB wait; more is refused as NOT_RUN at once.  A reply of
+ * more than 64 MiB, or nested deeper than 7, ends its connection as if it were broken. C5  A reply is never given to
+ * another command than the one it answers: what timed out keeps its place in the pipeline, and a connection that says
+ * more than it was asked is closed. C6  After the process or the machine slept, the clock comes first: a lease that ran
+ * out meanwhile is reported LOST before any reply that was waiting to be read.
  *
  * The replies are hiredis' `struct redisReply`; RESP errors of content (-ERR, -NOLEASE, -WRONGTYPE ...) arrive as
  * LOCKCLIENT_REPLY with type REDIS_REPLY_ERROR, because what they mean is up to the caller.
@@ -48,9 +47,9 @@ struct lockclient_lease;
 
 /* Zero-initialise; 0 means the default. */
 struct lockclient_config {
-    const char *addresses;       /* "host:port,host:port,..."; default "127.0.0.1:7400".  Read during lockclient_new only */
-    struct event_base *base;     /* the caller's loop; NULL: the client makes and owns one (lockclient_base) */
-    const char *name;            /* CLIENT SETNAME; default none.  Read during lockclient_new only */
+    const char *addresses;   /* "host:port,host:port,..."; default "127.0.0.1:7400".  Read during lockclient_new only */
+    struct event_base *base; /* the caller's loop; NULL: the client makes and owns one (lockclient_base) */
+    const char *name;        /* CLIENT SETNAME; default none.  Read during lockclient_new only */
     uint32_t connect_timeout_ms; /* one address; default 1000 */
     uint32_t command_timeout_ms; /* default for each command; 15000.  lockd's own forward-timeout is 10 s */
     uint32_t clock_drift_ppm;    /* rate bound between our clock and lockd's; default 500 */
@@ -63,10 +62,12 @@ enum lockclient_result {
     LOCKCLIENT_NOT_RUN,  /* no node could be reached or it was refused: it did not run.  -CLUSTERDOWN, -LOADING and
                             -BUSY were tried again until the timeout, -DISKFULL and -READONLY were not.  `reply` is the
                             error lockd gave last, or NULL */
-    LOCKCLIENT_UNCERTAIN /* it was sent and may have run: connection lost, timeout or -UNCERTAIN.  `reply` may be NULL */
+    LOCKCLIENT_UNCERTAIN /* it was sent and may have run: connection lost, timeout or -UNCERTAIN.  `reply` may be NULL
+                          */
 };
 
-/* `reply` is borrowed: valid during the call only.  The client must not be freed inside; lockclient_stop may be called. */
+/* `reply` is borrowed: valid during the call only.  The client must not be freed inside; lockclient_stop may be called.
+ */
 typedef void lockclient_reply_fn(struct lockclient *c, enum lockclient_result result, const struct redisReply *reply,
                                  void *arg);
 
@@ -112,7 +113,8 @@ void lockclient_sendv(struct lockclient *c, unsigned flags, uint32_t timeout_ms,
  * A lockclient_stop meanwhile ends it early, as NOT_RUN or UNCERTAIN.  *ret_reply: caller frees with freeReplyObject,
  * NULL if there is none; ret_reply NULL: not wanted. */
 enum lockclient_result lockclient_call(struct lockclient *c, unsigned flags, uint32_t timeout_ms, int argc,
-                                       const char *const *argv, const size_t *argv_bytes, struct redisReply **ret_reply);
+                                       const char *const *argv, const size_t *argv_bytes,
+                                       struct redisReply **ret_reply);
 
 /* ---- a lease that is kept alive in the background ---- */
 enum lockclient_lease_event {
