@@ -9,6 +9,7 @@
  * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts are
  * at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check. */
 #pragma once
+#include "common/must.h"
 #include "common/wire.h"
 #include "lockd/core/batch.h"
 #include "lockd/core/identity.h"
