@@ -17,8 +17,9 @@
  *   P5  Every queue has a limit in paxos_config; when it is full we refuse, we never grow.
  *   P7  Pre-vote: no ballot is raised before a majority says it has not heard a leader lately; a leader that does not
  *       reach a majority for lease_ms + election_spread_ms steps down.
- *   P8  Leader lease: an acceptor that acknowledged a leader at its time t promises no other ballot before
- *       t + lease_ms (the leader's number, in the message).  The longest it ever granted is durable before it is
+ *   P8  Leader lease: an acceptor that acknowledged a leader at its time t promises no ballot of another node before
+ *       t + lease_ms (the leader's number, in the message).  A higher ballot of the same node may be promised: by
+ *       asking for it that node has given up the lower one.  The longest it ever granted is durable before it is
  *       granted, and after a restart the acceptor waits that long before it promises anything.  The leader counts
  *       from the *send* time of the acknowledged round, less drift_ppm.
  *   P9' (the caller does the rest of P9) a node is LEADING only when every slot that any promise reported is chosen
