@@ -1,0 +1,461 @@
+/* What a store was given is there after it was opened again, whole and in order, or opening says why not.
+ * Guards S1, S3, S5 of store.h.  Real LMDB in a directory of its own; damage is done to the file by hand. */
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "common/io/clock.h"
+#include "lockd/io/store.h"
+
+enum { NODE = 1, NODES = 3, MAP_BYTES = 16 * 1024 * 1024 };
+
+static char directory[64];
+static char error[STORE_ERROR_BYTES];
+static int wakes;
+static struct store *s;
+
+static void wake(void *context) {
+    (void)context;
+    const uint64_t one = 1;
+    ck_assert_int_eq(write(wakes, &one, sizeof one), sizeof one);
+}
+
+static struct store_config config_of(void) {
+    return (struct store_config){.directory = directory,
+                                 .map_bytes = MAP_BYTES,
+                                 .node = NODE,
+                                 .node_count = NODES,
+                                 .fresh_store_id = 0x5107e,
+                                 .queue_bytes_max = 1 << 20,
+                                 .wake = wake};
+}
+
+static int try_open(void) {
+    const struct store_config config = config_of();
+    s = NULL;
+    return store_open(&config, &s, error, sizeof error);
+}
+
+static void remove_directory(void) {
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", directory);
+    ck_assert_int_eq(system(command), 0);
+}
+
+static void setup(void) {
+    snprintf(directory, sizeof directory, "/tmp/test_store.XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    wakes = eventfd(0, EFD_CLOEXEC);
+    ck_assert_int_ge(wakes, 0);
+    ck_assert_msg(try_open() == 0, "%s", error);
+}
+
+static void teardown(void) {
+    store_close(s);
+    close(wakes);
+    remove_directory();
+}
+
+/* Block until `batch` is durable. */
+static void wait_durable(uint64_t batch) {
+    bool failed;
+    while (store_durable(s, &failed, error, sizeof error) < batch) {
+        uint64_t count;
+        ck_assert_msg(!failed, "%s", error);
+        ck_assert_int_eq(read(wakes, &count, sizeof count), sizeof count);
+    }
+}
+
+/* The value of a slot: different lengths, so that some lie in pages of their own. */
+static struct slice value_of(paxos_slot slot, uint64_t round) {
+    static char memory[1 << 16];
+    const size_t bytes = slot % 7 == 0 ? 9000 + slot : slot * 3 % 200;
+    for (size_t i = 0; i < bytes; i++) memory[i] = (char)((slot * 1000003 + round * 7919 + i) * 2654435761u >> 13);
+    return slice_of(memory, bytes);
+}
+
+static void save_entry(uint64_t batch, paxos_slot slot, uint64_t round, paxos_slot chosen) {
+    const struct paxos_entry entry = {.slot = slot, .ballot = {round, 2}, .value = value_of(slot, round)};
+    const struct paxos_output out = {.batch = batch, .saves = &entry, .save_count = 1, .save_chosen = chosen};
+    store_save(s, batch, &out, NULL);
+}
+
+static paxos_slot replayed;
+static uint64_t replayed_round;
+static void replay_one(void *context, paxos_slot slot, struct slice value) {
+    (void)context;
+    ck_assert_uint_eq(slot, ++replayed);
+    ck_assert(slice_equal(value, value_of(slot, replayed_round)));
+}
+static int replay(void) {
+    replayed = 0;
+    return store_replay(s, replay_one, NULL, error, sizeof error);
+}
+
+/* Slots 1..40 under ballot 5, chosen up to 33, a promise of 6, a lease, a record. */
+static void fill(void) {
+    const struct identity_record record = {.cluster_id = 77, .node_count = 3, .store_ids = {1, 2, 3}};
+    const struct paxos_output promise = {.save_promise = true, .promised = {6, 1}, .save_lease_ms = 300};
+    replayed_round = 5;
+    store_save(s, 1, NULL, &record);
+    store_save(s, 2, &promise, NULL);
+    for (paxos_slot slot = 1; slot <= 40; slot++) save_entry(2 + slot, slot, 5, slot > 7 ? slot - 7 : 0);
+    wait_durable(42);
+}
+
+static void reopen(void) {
+    store_close(s);
+    ck_assert_msg(try_open() == 0, "%s", error);
+}
+
+START_TEST(a_new_store_is_empty) {
+    struct replica_saved saved;
+    store_saved(s, &saved);
+    ck_assert_uint_eq(store_id(s), 0x5107e);
+    ck_assert(!saved.paxos.restarted);
+    ck_assert_uint_eq(saved.paxos.chosen, 0);
+    ck_assert_uint_eq(saved.paxos.accepted_count, 0);
+    ck_assert_uint_eq(saved.record.cluster_id, 0);
+    ck_assert_int_eq(replay(), 0);
+    ck_assert_uint_eq(replayed, 0);
+}
+END_TEST
+
+START_TEST(all_is_there_again) {
+    struct replica_saved saved;
+    fill();
+    reopen();
+    store_saved(s, &saved);
+    ck_assert_uint_eq(store_id(s), 0x5107e);
+    ck_assert(saved.paxos.restarted);
+    ck_assert_uint_eq(saved.paxos.promised.round, 6);
+    ck_assert_uint_eq(saved.paxos.promised.node, 1);
+    ck_assert_uint_eq(saved.paxos.lease_ms_max, 300);
+    ck_assert_uint_eq(saved.paxos.chosen, 33);
+    ck_assert_uint_eq(saved.record.cluster_id, 77);
+    ck_assert_uint_eq(saved.record.store_ids[2], 3);
+    ck_assert_uint_eq(saved.paxos.accepted_count, 7);
+    for (uint32_t i = 0; i < 7; i++) {
+        const struct paxos_entry *entry = &saved.paxos.accepted[i];
+        ck_assert_uint_eq(entry->slot, 34 + i);
+        ck_assert_uint_eq(entry->ballot.round, 5);
+        ck_assert_uint_eq(entry->ballot.node, 2);
+        ck_assert(slice_equal(entry->value, value_of(entry->slot, 5)));
+    }
+    ck_assert_msg(replay() == 0, "%s", error);
+    ck_assert_uint_eq(replayed, 33);
+}
+END_TEST
+
+/* A slot accepted again under a higher ballot replaces what was there; a slot may come late. */
+START_TEST(a_replaced_entry_is_the_newer_one) {
+    struct replica_saved saved;
+    replayed_round = 5;
+    save_entry(1, 1, 5, 0);
+    save_entry(2, 4, 5, 0);
+    save_entry(3, 3, 5, 0);
+    wait_durable(3);
+    save_entry(4, 4, 9, 0);
+    save_entry(5, 2, 5, 1);
+    wait_durable(5);
+    reopen();
+    store_saved(s, &saved);
+    ck_assert_uint_eq(saved.paxos.accepted_count, 3);
+    ck_assert_uint_eq(saved.paxos.accepted[2].slot, 4);
+    ck_assert_uint_eq(saved.paxos.accepted[2].ballot.round, 9);
+    ck_assert(slice_equal(saved.paxos.accepted[2].value, value_of(4, 9)));
+    ck_assert_msg(replay() == 0, "%s", error);
+    ck_assert_uint_eq(replayed, 1);
+}
+END_TEST
+
+START_TEST(fetch_gives_what_fits) {
+    struct paxos_entry entries[64];
+    fill();
+    ck_assert_uint_eq(store_fetch(s, 1, 40, 1 << 20, entries, 64), 40);
+    for (uint32_t i = 0; i < 40; i++) ck_assert(slice_equal(entries[i].value, value_of(i + 1, 5)));
+    ck_assert_uint_eq(store_fetch(s, 7, 40, 1, entries, 64), 1); /* one, however long */
+    ck_assert_uint_eq(store_fetch(s, 1, 40, 1 << 20, entries, 3), 3);
+    ck_assert_uint_eq(store_fetch(s, 39, 60, 1 << 20, entries, 64), 2);
+    ck_assert_uint_eq(store_fetch(s, 41, 60, 1 << 20, entries, 64), 0);
+    ck_assert_uint_eq(store_fetch(s, 0, 60, 1 << 20, entries, 64), 0);
+    save_entry(43, 41, 5, 0);
+    wait_durable(43);
+    ck_assert_uint_eq(store_fetch(s, 41, 60, 1 << 20, entries, 64), 1); /* a new reading sees the new commit */
+}
+END_TEST
+
+START_TEST(lag_is_of_what_waits) {
+    ck_assert_uint_eq(store_lag_ms(s, clock_now_ms() + 1000), 0);
+    save_entry(1, 1, 1, 0);
+    wait_durable(1);
+    ck_assert_uint_eq(store_lag_ms(s, clock_now_ms() + 1000), 0);
+}
+END_TEST
+
+START_TEST(a_second_process_is_refused) {
+    const pid_t child = fork();
+    if (child == 0) {
+        const struct store_config config = config_of();
+        struct store *other = NULL;
+        char text[STORE_ERROR_BYTES], want[64];
+        snprintf(want, sizeof want, "(pid %ld)", (long)getppid());
+        if (store_open(&config, &other, text, sizeof text) == 0) _exit(1);
+        _exit(strstr(text, directory) != NULL && strstr(text, want) != NULL ? 0 : 2);
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+}
+END_TEST
+
+START_TEST(another_nodes_directory_is_refused) {
+    struct store_config config = config_of();
+    store_close(s);
+    s = NULL;
+    config.node = 0;
+    ck_assert_int_eq(store_open(&config, &s, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "belongs to node 2 of 3") != NULL && strstr(error, "node 1 of 3") != NULL, "%s", error);
+    config.node = NODE;
+    config.node_count = 5;
+    ck_assert_int_eq(store_open(&config, &s, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "node 2 of 5") != NULL, "%s", error);
+    ck_assert_ptr_null(s);
+}
+END_TEST
+
+START_TEST(a_directory_that_cannot_be_made_is_named) {
+    struct store_config config = config_of();
+    struct store *other = NULL;
+    config.directory = "/proc/no/such";
+    ck_assert_int_eq(store_open(&config, &other, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "/proc/no/such") != NULL && strstr(error, "data-dir") != NULL, "%s", error);
+    config.directory = "/dev/null";
+    ck_assert_int_eq(store_open(&config, &other, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "/dev/null") != NULL, "%s", error);
+}
+END_TEST
+
+START_TEST(a_full_map_fails_once_and_names_the_key) {
+    struct store_config config = config_of();
+    bool failed = false;
+    store_close(s);
+    remove_directory();
+    config.map_bytes = 256 * 1024;
+    ck_assert_msg(store_open(&config, &s, error, sizeof error) == 0, "%s", error);
+    uint64_t batch = 0;
+    while (!failed && batch < 1000) {
+        uint64_t count;
+        batch++;
+        save_entry(batch, 7 * batch, 1, 0);
+        ck_assert_int_eq(read(wakes, &count, sizeof count), sizeof count);
+        const uint64_t durable = store_durable(s, &failed, error, sizeof error);
+        ck_assert(failed ? durable == batch - 1 : durable == batch);
+    }
+    ck_assert(failed);
+    ck_assert_msg(strstr(error, "log-map-bytes") != NULL, "%s", error);
+    save_entry(batch + 1, 7 * batch + 7, 1, 0); /* is dropped, and does not block */
+    store_close(s);
+    s = NULL;
+    config.map_bytes = MAP_BYTES; /* as the message says */
+    ck_assert_msg(store_open(&config, &s, error, sizeof error) == 0, "%s", error);
+    struct replica_saved saved;
+    store_saved(s, &saved);
+    ck_assert_uint_eq(saved.paxos.accepted_count, batch - 1);
+}
+END_TEST
+
+/* ---- damage ---- */
+
+static char *image;
+static size_t image_bytes;
+static char data_path[128];
+
+static void take_image(void) {
+    struct stat st;
+    fill();
+    store_close(s);
+    s = NULL;
+    snprintf(data_path, sizeof data_path, "%s/log/data.mdb", directory);
+    const int fd = open(data_path, O_RDONLY);
+    ck_assert_int_eq(fstat(fd, &st), 0);
+    image_bytes = (size_t)st.st_size;
+    image = malloc(image_bytes);
+    ck_assert_int_eq(read(fd, image, image_bytes), (ssize_t)image_bytes);
+    close(fd);
+}
+
+static void put_image(const char *data, size_t bytes) {
+    const int fd = open(data_path, O_WRONLY | O_TRUNC);
+    ck_assert_int_eq(write(fd, data, bytes), (ssize_t)bytes);
+    close(fd);
+}
+
+/* Open and replay what is in data_path; true: it was refused, with a message that names the directory.  A healthy
+ * answer must be the whole truth. */
+static bool refused(void) {
+    struct replica_saved saved;
+    bool answer = true;
+    if (try_open() == 0) {
+        store_saved(s, &saved);
+        const bool whole = saved.paxos.promised.round == 6 && saved.paxos.chosen == 33 &&
+                           saved.paxos.accepted_count == 7 && saved.record.cluster_id == 77;
+        bool good = whole;
+        for (uint32_t i = 0; whole && i < 7; i++)
+            good = good && slice_equal(saved.paxos.accepted[i].value, value_of(34 + i, 5));
+        answer = replay() != 0;
+        if (!answer) ck_assert(good && replayed == 33);
+    }
+    if (answer) ck_assert_msg(strstr(error, directory) != NULL, "%s", error);
+    store_close(s);
+    s = NULL;
+    return answer;
+}
+
+/* In a process of its own: a damaged environment is left open. */
+static int refusals(void (*damage)(size_t at), size_t from, size_t to, size_t step) {
+    int refused_count = 0;
+    for (size_t at = from; at < to; at += step) {
+        const pid_t child = fork();
+        if (child == 0) {
+            damage(at);
+            _exit(refused() ? 1 : 0);
+        }
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) <= 1, "byte %zu: status %x", at, (unsigned)status);
+        refused_count += WEXITSTATUS(status);
+    }
+    return refused_count;
+}
+
+static void flip_byte(size_t at) {
+    image[at] = (char)(image[at] ^ 0x10);
+    put_image(image, image_bytes);
+}
+
+/* A flipped byte anywhere is refused, or was in nothing that is read: never a wrong answer, never a crash. */
+START_TEST(a_flipped_byte_is_never_believed) {
+    take_image();
+    const int count = refusals(flip_byte, 0, image_bytes, 211);
+    ck_assert_msg(count * 3 > (int)(image_bytes / 211), "only %d of %zu", count, image_bytes / 211);
+    free(image);
+}
+END_TEST
+
+/* Every byte of a value is covered: the longest one lies in pages of its own. */
+START_TEST(a_flipped_byte_of_a_value_is_refused) {
+    take_image();
+    const struct slice value = value_of(14, 5);
+    size_t at = 0;
+    while (at + 64 < image_bytes && memcmp(image + at, value.data, 64) != 0) at++;
+    ck_assert_uint_lt(at + 64, image_bytes);
+    ck_assert_int_eq(refusals(flip_byte, at, at + value.bytes, 997), (int)((value.bytes + 996) / 997));
+    free(image);
+}
+END_TEST
+
+/* The id of the newest transaction: LMDB would quietly take the one before for the truth. */
+START_TEST(a_lost_last_transaction_is_refused) {
+    take_image();
+    uint64_t txn[2];
+    memcpy(&txn[0], image + 144, 8);
+    memcpy(&txn[1], image + 4096 + 144, 8);
+    const size_t newest = (txn[0] > txn[1] ? 0 : 4096) + 144;
+    for (size_t byte = 0; byte < 8; byte++)
+        ck_assert_int_eq(refusals(flip_byte, newest + byte, newest + byte + 1, 1), 1);
+    free(image);
+}
+END_TEST
+
+static void cut_at(size_t at) {
+    put_image(image, at);
+}
+START_TEST(a_file_cut_short_is_refused) {
+    take_image();
+    const int count = refusals(cut_at, 4096, image_bytes - 8192, 9001);
+    ck_assert_int_gt(count, 5);
+    free(image);
+}
+END_TEST
+
+static void zero_page(size_t at) {
+    memset(image + at, 0, 4096);
+    put_image(image, image_bytes);
+}
+START_TEST(a_zeroed_page_is_never_believed) {
+    take_image();
+    ck_assert_int_gt(refusals(zero_page, 0, image_bytes - 4095, 4096), 5);
+    free(image);
+}
+END_TEST
+
+/* A file left by a crash before the first page was written is as good as none. */
+START_TEST(an_empty_file_is_a_first_start) {
+    struct replica_saved saved;
+    store_close(s);
+    snprintf(data_path, sizeof data_path, "%s/log/data.mdb", directory);
+    put_image("", 0);
+    ck_assert_msg(try_open() == 0, "%s", error);
+    store_saved(s, &saved);
+    ck_assert(!saved.paxos.restarted);
+}
+END_TEST
+
+/* A disk that goes bad under a running node: what a peer asks for is not given, and the node learns why. */
+START_TEST(a_fetch_of_damage_fails_the_store) {
+    struct paxos_entry entries[64];
+    bool failed;
+    take_image();
+    ck_assert_msg(try_open() == 0, "%s", error);
+    ck_assert_msg(replay() == 0, "%s", error);
+    const struct slice value = value_of(14, 5);
+    size_t at = 0;
+    while (memcmp(image + at, value.data, 64) != 0) at++;
+    const int fd = open(data_path, O_WRONLY);
+    ck_assert_int_eq(pwrite(fd, "\x55", 1, (off_t)at + 100), 1);
+    close(fd);
+    ck_assert_uint_eq(store_fetch(s, 1, 40, 1 << 20, entries, 64), 0);
+    store_durable(s, &failed, error, sizeof error);
+    ck_assert(failed);
+    ck_assert_msg(strstr(error, "slot 14") != NULL, "%s", error);
+    free(image);
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("store");
+    TCase *use = tcase_create("use"), *damage = tcase_create("damage");
+    tcase_add_checked_fixture(use, setup, teardown);
+    tcase_add_test(use, a_new_store_is_empty);
+    tcase_add_test(use, all_is_there_again);
+    tcase_add_test(use, a_replaced_entry_is_the_newer_one);
+    tcase_add_test(use, fetch_gives_what_fits);
+    tcase_add_test(use, lag_is_of_what_waits);
+    tcase_add_test(use, a_second_process_is_refused);
+    tcase_add_test(use, another_nodes_directory_is_refused);
+    tcase_add_test(use, a_directory_that_cannot_be_made_is_named);
+    tcase_add_test(use, a_full_map_fails_once_and_names_the_key);
+    tcase_add_test(use, an_empty_file_is_a_first_start);
+    suite_add_tcase(suite, use);
+    tcase_add_checked_fixture(damage, setup, teardown);
+    tcase_set_timeout(damage, 60);
+    tcase_add_test(damage, a_flipped_byte_is_never_believed);
+    tcase_add_test(damage, a_flipped_byte_of_a_value_is_refused);
+    tcase_add_test(damage, a_lost_last_transaction_is_refused);
+    tcase_add_test(damage, a_file_cut_short_is_refused);
+    tcase_add_test(damage, a_zeroed_page_is_never_believed);
+    tcase_add_test(damage, a_fetch_of_damage_fails_the_store);
+    suite_add_tcase(suite, damage);
+    SRunner *sr = srunner_create(suite);
+    srunner_set_tap(sr, "-");
+    srunner_run_all(sr, CK_ENV);
+    const int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed == 0 ? 0 : 1;
+}
