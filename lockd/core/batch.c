@@ -51,3 +51,8 @@ bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, s
     *ret_argc = argc;
     return !w->bad;
 }
+
+void batch_set_stamp(struct buf *b, uint64_t stamp_ms) {
+    must(b->bytes >= HEAD_BYTES);
+    for (int i = 0; i < 8; i++) b->data[8 + 2 + 1 + i] = (char)(stamp_ms >> (8 * i));
+}

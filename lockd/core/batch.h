@@ -42,3 +42,5 @@ uint32_t batch_count(const struct buf *b);
 NODISCARD bool batch_read(struct wire *w, struct slice value, struct batch_head *ret_head);
 /* The next command; its argv (up to BATCH_ARGC_MAX slices) is borrowed from the value.  False: damaged or past the end. */
 NODISCARD bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, struct slice *argv);
+/* Set the stamp of a batch under construction. */
+void batch_set_stamp(struct buf *b, uint64_t stamp_ms);

@@ -1,0 +1,27 @@
+/* local.h - commands that the node a client speaks to answers by itself: about the connection, the node, the commands.
+ *
+ * Pure.  Handed a view of the node; changes nothing but the connection's name. */
+#pragma once
+#include "lockd/core/command.h"
+#include "lockd/core/keyspace.h"
+
+struct local_view {
+    uint16_t node, node_count;
+    uint64_t store_id, boot_id, cluster_id;
+    const char *role; /* leader, follower, candidate, joining, outcast */
+    int leader;       /* node index, -1 unknown */
+    struct ballot ballot;
+    const struct keyspace *keyspace;
+    const char *version;
+    const char *const *node_addresses; /* may be NULL */
+    uint64_t uptime_ms;
+    uint32_t pending, inflight_max;
+    uint64_t client_pending_max, queue_bytes_max, request_bytes_max, forward_timeout_ms;
+    uint64_t unix_us;
+    uint64_t client;         /* id of the connection */
+    struct slice client_name;
+};
+
+enum local_verdict { LOCAL_ANSWERED, LOCAL_HANG_UP, LOCAL_NAME /* answered, and the connection is now called *ret_name */ };
+enum local_verdict local_command(const struct local_view *view, const struct command *command, uint32_t argc,
+                                 const struct slice *argv, struct buf *reply, struct slice *ret_name);
