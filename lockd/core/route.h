@@ -13,15 +13,28 @@
  *   V4  Epochs are revisions: they grow over forgotten records too.  The shard never changes while the record exists.
  *   V5  A move needs suspicion of the bound backend by more than half of the joined leases (each report counts for
  *       suspect_window_ms and only while its lease lives), or FORCE.
- *   V6  A record without holders is forgotten binding_memory_ms after its last BIND, GET, TOUCH or end of a hold. */
+ *   V6  A record without holders is forgotten binding_memory_ms after its last BIND, GET, MOVE, TOUCH or end of a hold.
+ *   V7  Nothing grows without limit: bindings by bindings_max, the waiters of one session by waiters_max, the holders of
+ *       one binding by ROUTE_HOLDERS_MAX, and all of it together by memory_max (counted apart from keys and values);
+ *       what does not fit is -BUSY and did not run.
+ *
+ * A reply that hands out a binding carries the revision of the command that produced the state it shows: its own, or,
+ * for a call that waited, that of the command that ended the stall.  new? is 1 for the BIND that made the record and for
+ * the MOVE that made the new epoch, else 0.
+ *
+ * A lease is "joined" from %ROUTE_JOIN, or its first BIND, GET, MOVE or SUSPECT, until it ends. */
 #pragma once
 #include "lockd/core/ks_call.h"
 
-struct route;
-struct route *route_new(struct keyspace *ks);
-void route_free(struct route *r);
+enum { ROUTE_SHARD_MAX = 64, ROUTE_HOLDERS_MAX = 1024 };
 
-/* Handlers of ROUTE.* and %ROUTE_*; dispatched by keyspace.c. */
+struct route;
+/* Memory comes from ks_alloc(ks).  Of `ks` only allocator and boot must be there already. */
+struct route *route_new(struct keyspace *ks);
+void route_free(struct route *r); /* NULL is fine */
+
+/* Handlers of ROUTE.* and %ROUTE_*; dispatched by keyspace.c.  The caller tells of a `queued` call (KS_QUEUED) after the
+ * handler has returned; the handler answers others (ks_answer) and adds its own facts while it runs. */
 void route_bind(struct ks_call *call);
 void route_get(struct ks_call *call);
 void route_move(struct ks_call *call);
@@ -43,7 +56,10 @@ void route_forget(struct route *r, uint64_t stamp_ms, uint32_t limit);
 uint64_t route_holds(const struct route *r, uint64_t lease);
 uint64_t route_binding_count(const struct route *r);
 uint64_t route_waiter_count(const struct route *r);
-/* Mix the whole state into a hash, in a fixed order. */
+uint64_t route_memory_bytes(const struct route *r);
+/* Every (node, boot) that has waiters attached, once each. */
+void route_each_attachment(const struct route *r, void (*fn)(void *context, uint16_t node, uint64_t boot), void *context);
+/* Mix the whole state into a hash that does not depend on the order in which it came about. */
 uint64_t route_hash(const struct route *r, uint64_t seed);
 
 /* ---- for the leader's memory ---- */
