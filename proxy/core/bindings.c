@@ -40,6 +40,7 @@ struct bindings_entry {
     enum state state;
     enum op_kind op_kind;
     uint64_t op;            /* the question that is out, 0 = none */
+    uint64_t op_era;        /* when it was asked (V6) */
     bool known;             /* backend, epoch and shard say what was last known, in state HELD what is */
     bool move_due;          /* its backend is down: MOVE as soon as lockd would agree */
     bool doubt;             /* MOVING only: an earlier copy of the MOVE perhaps ran or will */
@@ -87,7 +88,10 @@ struct bindings {
     uint32_t asks_out, moves_out, moves_waiting, down_count;
 
     int64_t lease; /* 0 = none */
-    bool covered, loose;
+    uint64_t era;  /* grows whenever the cover lapses */
+    bool covered;  /* before cut_at_ms */
+    bool unlapsed; /* before cover_until_ms: what is HELD is held */
+    bool loose;    /* class sticky may serve unconfirmed */
     uint64_t cover_until_ms, cut_at_ms, loose_at_ms;
     bool next_out;
     uint64_t next_sent_ms, next_at_ms; /* next_at: when to ask again after a failure, else NEVER */
@@ -244,6 +248,7 @@ static void start_op(struct bindings *b, struct bindings_entry *e, enum op_kind 
     must(e->op == 0);
     e->op = ++b->op_last;
     e->op_kind = kind;
+    e->op_era = b->era;
     if (kind == OP_MOVE)
         b->moves_out++;
     else
@@ -497,7 +502,7 @@ static void want_move(struct bindings *b, struct bindings_entry *e) {
 
 static void evaluate_unknown(struct bindings *b, struct bindings_entry *e) {
     if (e->move_due && is_up(b, e)) no_move_due(b, e);
-    if (e->move_due && b->lease != 0 && b->now_ms >= e->retry_at_ms) {
+    if (e->move_due && b->covered && b->now_ms >= e->retry_at_ms) {
         const struct member *m = &pool_of(b, e)->states[e->backend];
         enqueue(b, e, &pool_of(b, e)->states[e->backend].moves);
         if (m->suspicion == ENOUGH) return; /* the pump takes it from here */
@@ -505,7 +510,7 @@ static void evaluate_unknown(struct bindings *b, struct bindings_entry *e) {
     if (e->waiting_count == 0) return;
     if (serves_loosely(b, e))
         serve_loosely(b, e);
-    else if (b->lease != 0 && b->now_ms >= e->retry_at_ms) {
+    else if (b->covered && b->now_ms >= e->retry_at_ms) {
         no_move_due(b, e);
         (void)ask(b, e);
     }
@@ -554,7 +559,7 @@ static void start_move(struct bindings *b, struct bindings_entry *e) {
 }
 
 static void evaluate_moving(struct bindings *b, struct bindings_entry *e) {
-    if (e->op != 0 || b->now_ms < e->retry_at_ms) return;
+    if (e->op != 0 || !b->covered || b->now_ms < e->retry_at_ms) return;
     if (b->moves_out >= b->config.moves_max) {
         e->retry_at_ms = b->now_ms + BUSY_MS;
         return;
@@ -581,7 +586,7 @@ static void evaluate_loose(struct bindings *b, struct bindings_entry *e) {
             enter(e, UNKNOWN);
         else if (b->now_ms >= e->retry_at_ms)
             (void)ask(b, e);
-    } else if (e->waiting_count > 0) {
+    } else if (e->waiting_count > 0 && b->loose) {
         serve_loosely(b, e);
     }
 }
@@ -646,11 +651,26 @@ static void lose_cover(struct bindings *b) {
     }
 }
 
+/* Lockd may have passed us over by now without a word that reaches us: nothing is held (V6). */
+static void lapse(struct bindings *b) {
+    b->unlapsed = false;
+    b->era++;
+    struct bindings_entry *e, *next;
+    HASH_ITER(by_key, b->by_key, e, next) {
+        if (e->state != HELD) continue;
+        (void)end_op(b, e); /* a TOUCH may be out */
+        no_move_due(b, e);
+        enter(e, has_served(e) ? LOOSE : UNKNOWN);
+        settle(b, e);
+    }
+}
+
 /* Every input begins here: the clock is looked at before anything else is believed. */
 static void begin(struct bindings *b, uint64_t now_ms) {
     must(now_ms >= b->now_ms);
     b->now_ms = now_ms;
     if (b->covered && now_ms >= b->cut_at_ms) lose_cover(b);
+    if (b->unlapsed && now_ms >= b->cover_until_ms) lapse(b);
     if (!b->covered && !b->loose && now_ms >= b->loose_at_ms) {
         b->loose = true;
         evaluate_all(b);
@@ -671,7 +691,7 @@ static void pump_member(struct bindings *b, const struct pool *p, uint32_t index
 
 /* Every input ends here: what waited for room in a window gets it. */
 static void finish(struct bindings *b) {
-    if (b->lease == 0) return;
+    if (!b->covered) return;
     while (b->asks_out < b->config.asks_max && !TAILQ_EMPTY(&b->asks)) {
         struct bindings_entry *e = TAILQ_FIRST(&b->asks);
         dequeue(b, e);
@@ -776,7 +796,7 @@ static void retire(struct bindings *b, struct bindings_entry *e) {
         forget(b, e);
         return;
     }
-    const bool can = e->state == HELD && b->lease != 0 && b->asks_out < b->config.asks_max;
+    const bool can = e->state == HELD && b->covered && b->asks_out < b->config.asks_max;
     if (can) {
         start_drop(b, e);
     } else { /* DOUBT stays known while the lease lives; the others get another turn */
@@ -906,15 +926,13 @@ void bindings_lease_granted(struct bindings *b, uint64_t now_ms, int64_t lease) 
     finish(b);
 }
 
-/* No hold is left: what is served goes on loosely (sticky) or not at all. */
-static void unhold(struct bindings *b, struct bindings_entry *e) {
+/* What is out under the old lease is of no interest any more, and its late copies can do no harm. */
+static void unask(struct bindings *b, struct bindings_entry *e) {
     (void)end_op(b, e);
     dequeue(b, e);
     e->move_due = e->doubt = false;
     retry_now(e);
-    if (is_exclusive(b, e)) cut(b, e, CLOSE_NO_COVER);
     switch (e->state) {
-    case HELD: enter(e, has_served(e) ? LOOSE : UNKNOWN); break;
     case RECHECKING: enter(e, LOOSE); break;
     case ASKING:
     case MOVING:
@@ -932,6 +950,7 @@ void bindings_lease_lost(struct bindings *b, uint64_t now_ms) {
     b->serial = 0;
     b->cover_until_ms = b->cut_at_ms = 0;
     if (b->covered) lose_cover(b);
+    if (b->unlapsed) lapse(b);
     for (uint32_t p = 0; p < b->config.pool_count; p++)
         for (uint32_t m = 0; m < b->pools[p].config.member_count; m++) {
             b->pools[p].states[m].suspicion = UNASKED;
@@ -939,7 +958,7 @@ void bindings_lease_lost(struct bindings *b, uint64_t now_ms) {
         }
     struct bindings_entry *e, *next;
     HASH_ITER(by_key, b->by_key, e, next) {
-        unhold(b, e);
+        unask(b, e);
         evaluate(b, e);
     }
     finish(b);
@@ -976,6 +995,7 @@ void bindings_next(struct bindings *b, uint64_t now_ms, int64_t lease, uint32_t 
         b->cut_at_ms = until > margin ? until - margin : 0;
         b->next_retry_ms = 0;
         ask_next(b); /* after every CLOSE and RETRACT (V2) */
+        b->unlapsed = now_ms < until;
         const bool covered = now_ms < b->cut_at_ms;
         if (covered && !b->covered)
             gain_cover(b);
@@ -1037,9 +1057,9 @@ void bindings_binding(struct bindings *b, uint64_t now_ms, uint64_t op, const st
     struct bindings_entry *e = find_op(b, op);
     if (e != NULL && (e->op_kind == OP_BIND || e->op_kind == OP_GET || e->op_kind == OP_MOVE)) {
         const bool moved = end_op(b, e) == OP_MOVE;
-        if (reply->revision > b->serial) {
+        if (reply->revision > b->serial && e->op_era == b->era) {
             hold(b, e, reply, moved);
-        } else { /* V3 */
+        } else { /* V3, V6 */
             b->counters.asked_again++;
             retry_later(b, e);
             if (e->state == RECHECKING)
@@ -1142,7 +1162,7 @@ static void drop_failed(struct bindings *b, struct bindings_entry *e, enum bindi
     if (failure == BINDINGS_UNCERTAIN) {
         enter(e, DOUBT);
     } else if (failure == BINDINGS_NOT_RUN) {
-        enter(e, HELD);
+        enter(e, e->op_era == b->era ? HELD : UNKNOWN);
         if (e->in_idle) { /* as if it became idle now */
             TAILQ_REMOVE(&b->idle, e, of_idle);
             e->in_idle = false;

@@ -22,13 +22,16 @@
  *       copy of a command of ours could end a hold of ours behind our back (a MOVE or a DROP that perhaps ran), the
  *       session is not served again under the same lease (state DOUBT).
  *   V5  A session's connections all go to the session's one backend.  Before a MOVE is asked they are cut.
- *   V6  Every queue and table has a limit in bindings_config; when one is full we refuse, we never grow.
- *   V7  Every connection that was taken is in the end either live, or closed by exactly one CLOSE.
+ *   V6  A hold counts only if it was asked for under cover and the cover has not lapsed since.  A lapse voids all holds
+ *       and the replies to all questions that are out: a move may have passed us over in the meantime, and nothing that
+ *       reaches us afterwards has to say so.
+ *   V7  Every queue and table has a limit in bindings_config; when one is full we refuse, we never grow.
+ *   V8  Every connection that was taken is in the end either live, or closed by exactly one CLOSE.
  *
  *  state       what may be relied on                            goes to
  *  UNKNOWN     nothing; a last known backend may be remembered  ASKING MOVING LOOSE
  *  ASKING      one BIND or GET is out; nothing is served        HELD UNKNOWN RECHECKING
- *  HELD        lockd's word under the present lease; served     UNKNOWN MOVING DROPPING LOOSE
+ *  HELD        lockd's word, unlapsed since (V6); served         UNKNOWN MOVING DROPPING LOOSE
  *              while covered
  *  MOVING      a MOVE is or was out; no connection exists       HELD UNKNOWN DOUBT
  *  DROPPING    a DROP is out; no connection is served           UNKNOWN HELD DOUBT
