@@ -312,6 +312,13 @@ void leases_abandon(struct lockclient *c) {
     }
 }
 
+/* The keeper must not spend a lease's life on one connect or one backoff. */
+static void set_pace(struct link *keeper, const struct lockclient_lease *lease) {
+    const uint32_t backoff_ms = at_least(lease->ttl_ms / 12, RETRY_MS_MIN);
+    if (attempt_ms_of(lease) < keeper->connect_timeout_ms) keeper->connect_timeout_ms = attempt_ms_of(lease);
+    if (backoff_ms < keeper->backoff_ms_max) keeper->backoff_ms_max = backoff_ms;
+}
+
 /* ---- public ---- */
 
 struct lockclient_lease *lockclient_lease_new(struct lockclient *c, uint32_t ttl_ms, const char *name,
@@ -324,7 +331,7 @@ struct lockclient_lease *lockclient_lease_new(struct lockclient *c, uint32_t ttl
     lease->fn = fn;
     lease->arg = arg;
     TAILQ_INSERT_TAIL(&c->leases, lease, entry);
-    if (attempt_ms_of(lease) < c->keeper->connect_timeout_ms) c->keeper->connect_timeout_ms = attempt_ms_of(lease);
+    set_pace(c->keeper, lease);
     lease->ask_until_ms = clock_now_ms() + c->command_timeout_ms;
     ask(lease);
     return lease;

@@ -63,6 +63,7 @@ struct link *link_new(struct lockclient *c, enum link_kind kind) {
     l->client = c;
     l->kind = kind;
     l->connect_timeout_ms = c->connect_timeout_ms;
+    l->backoff_ms_max = BACKOFF_MS_MAX;
     TAILQ_INIT(&l->queue);
     TAILQ_INIT(&l->inflight);
     TAILQ_INIT(&l->delayed);
@@ -119,16 +120,16 @@ void link_queue(struct link *l, struct command *cmd) {
     if (l->state == LINK_IDLE || (l->state == LINK_UP && !l->paused)) event_active(&l->work, EV_TIMEOUT, 0);
 }
 
-/* 10 ms, doubling to 500 ms, each with a spread. */
-static uint32_t doubled_ms(struct lockclient *c, size_t doublings) {
+/* 10 ms, doubling to 500 ms (the keeper's: less), each with a spread. */
+static uint32_t doubled_ms(const struct link *l, size_t doublings) {
     const uint32_t doubled = (uint32_t)BACKOFF_MS_MIN << (doublings < 6 ? doublings : 6);
-    const uint32_t most = doubled < BACKOFF_MS_MAX ? doubled : BACKOFF_MS_MAX;
-    return most / 2 + client_random(c, most / 2);
+    const uint32_t most = doubled < l->backoff_ms_max ? doubled : l->backoff_ms_max;
+    return most / 2 + client_random(l->client, most / 2);
 }
 
 /* Send it again a little later: it was refused or is uncertain for a reason that passes. */
 static void delay(struct link *l, struct command *cmd, uint64_t now_ms) {
-    cmd->wake_ms = now_ms + doubled_ms(l->client, cmd->retries++);
+    cmd->wake_ms = now_ms + doubled_ms(l, cmd->retries++);
     take_in(l, cmd, COMMAND_DELAYED);
     TAILQ_INSERT_TAIL(&l->delayed, cmd, entry);
     command_arm(cmd, now_ms);
@@ -157,7 +158,7 @@ static void arm(struct event *timer, uint64_t ms) {
 static uint32_t backoff_ms(struct link *l) {
     struct lockclient *c = l->client;
     if (l->failures < c->addresses.count) return client_random(c, BACKOFF_MS_MIN);
-    return doubled_ms(c, l->failures - c->addresses.count);
+    return doubled_ms(l, l->failures - c->addresses.count);
 }
 
 static void next_address(struct link *l) {

@@ -96,7 +96,7 @@ struct link {
     enum link_kind kind;
     enum link_state state;
     size_t address_index;
-    uint32_t connect_timeout_ms;
+    uint32_t connect_timeout_ms, backoff_ms_max;
     unsigned failures;       /* since the last useful reply */
     bool paused;             /* UP, but the node refused: nothing is sent until the timer */
     struct bufferevent *bev; /* CONNECTING, UP */
