@@ -4,15 +4,16 @@
  * when ALL configured nodes have shown empty stores; after that an empty or foreign store never votes.  (Chandra,
  * Griesemer, Redstone, "Paxos Made Live", 2007, section 5.1: a replica with a lost disk must not vote.)
  *
- * Place in the flow: the first frames on every peer link; paxos hears nothing from a peer before identity says `admitted`.
+ * Place in the flow: the first frames on every peer link; paxos hears nothing from a peer before identity says
+ * `admitted`.
  *
  * What always holds:
- *   I1  "Shown empty" = the peer answered a question that names our store id and boot (a late answer to an earlier life counts for nothing).
- *   I2  Only node 0 writes the record {cluster id, all store ids}, only when every node (itself included) is empty, and
- *       it is durable before it is told to anybody.
- *   I3  A node adopts a record once, when its own store id is in it at its own index; never replaces one.
- *   I4  A peer is admitted only if its store id is the one recorded for its index and its cluster id equals ours.
- *   I5  A store that meets a record without it is an outcast until its operator re-adds it: it never votes, and says so. */
+ *   I1  "Shown empty" = the peer answered a question that names our store id and boot (a late answer to an earlier life
+ * counts for nothing). I2  Only node 0 writes the record {cluster id, all store ids}, only when every node (itself
+ * included) is empty, and it is durable before it is told to anybody. I3  A node adopts a record once, when its own
+ * store id is in it at its own index; never replaces one. I4  A peer is admitted only if its store id is the one
+ * recorded for its index and its cluster id equals ours. I5  A store that meets a record without it is an outcast until
+ * its operator re-adds it: it never votes, and says so. */
 #pragma once
 #include "common/alloc.h"
 #include "lockd/core/paxos_msg.h"
@@ -27,10 +28,10 @@ struct identity_record {
 /* One frame of this protocol: question (is_answer false) or answer. */
 struct identity_msg {
     bool is_answer;
-    uint16_t from, to, node_count;   /* node_count as configured at the sender */
-    uint64_t store_id, boot_id;      /* the sender's */
+    uint16_t from, to, node_count;    /* node_count as configured at the sender */
+    uint64_t store_id, boot_id;       /* the sender's */
     uint64_t asked_store, asked_boot; /* answer: echo of the question's store_id and boot_id */
-    struct identity_record record;   /* what the sender has adopted; cluster_id 0 if nothing */
+    struct identity_record record;    /* what the sender has adopted; cluster_id 0 if nothing */
     bool stray; /* the sender's store holds log entries or promises but no record: it is not empty */
 };
 
@@ -42,7 +43,10 @@ enum identity_problem {
     IDENTITY_OTHER_CLUSTER,  /* the peer belongs to another cluster */
     IDENTITY_OTHER_COUNT,    /* the peer is configured with another number of nodes */
     IDENTITY_PEER_OUTCAST,   /* the peer's store is not the one recorded for its index */
-    IDENTITY_WE_ARE_OUTCAST  /* our store is not in the record the peer showed */
+    IDENTITY_WE_ARE_OUTCAST, /* our store is not in the record the peer showed */
+    IDENTITY_WRONG_NODE,     /* the peer takes us for another node, or says it is none of ours: an address is wrong
+                                somewhere */
+    IDENTITY_PEER_STRAY      /* the peer's store has a log or promises but no record: damaged, it counts for nothing */
 };
 
 struct identity_config {
@@ -58,23 +62,26 @@ struct identity { /* plain memory, no allocation */
     enum identity_state state;
     bool saving; /* record chosen, not durable yet */
     struct identity_record record;
-    uint64_t shown_empty[PAXOS_NODES_MAX]; /* store id of the peer that showed an empty store to this boot; 0 = not yet */
+    uint64_t
+        shown_empty[PAXOS_NODES_MAX]; /* store id of the peer that showed an empty store to this boot; 0 = not yet */
     bool admitted[PAXOS_NODES_MAX];
     uint64_t outcast_cluster; /* the cluster that does not know us */
 };
 
 void identity_init(struct identity *id, const struct identity_config *config);
-/* The question to send to `to` when a link comes up, and every 500 ms while we are JOINING. */
+/* The question to send to `to` when a link comes up, and every 500 ms to each peer that is not admitted. */
 void identity_question(const struct identity *id, uint16_t to, struct identity_msg *ret_msg);
-/* Feed a frame.  *ret_reply true: send *ret_answer back on the same link.  *ret_save true: make *record durable and
- * call identity_saved.  The result says what is wrong with that peer, for one log line per change. */
+/* Feed a frame.  While a record is on its way to the disk questions get no answer: "empty" would no longer be true and
+ * the record is not ours to tell yet (I2).  *ret_reply true: send *ret_answer back on the same link.  *ret_save true:
+ * make *record durable and call identity_saved.  The result says what is wrong with that peer, for one log line per
+ * change. */
 enum identity_problem identity_step(struct identity *id, const struct identity_msg *msg, bool *ret_reply,
                                     struct identity_msg *ret_answer, bool *ret_save);
 /* The record is durable: state becomes FORMED.  Peers are admitted by their next answers. */
 void identity_saved(struct identity *id);
 /* A one-node cluster has nobody to ask: true once, when the record should be saved right after init. */
 bool identity_forms_alone(struct identity *id);
-/* The link to that peer is gone: not admitted until it shows itself again. */
+/* The link to that peer is gone: neither admitted nor shown empty until it shows itself again. */
 void identity_link_lost(struct identity *id, uint16_t peer);
 bool identity_admitted(const struct identity *id, uint16_t peer);
 const char *identity_problem_text(enum identity_problem problem);

@@ -1,0 +1,179 @@
+/* identity.c - see identity.h.  Everything here is comparing ids; the care is in which message may prove what:
+ *
+ *   a record proves itself, whenever it was sent: it is written once and never changes;
+ *   "empty" and "this store is at the other end of our link" are true only for a while, so only an answer to a question
+ *   of this very boot proves them (I1, I4). */
+#include "lockd/core/identity.h"
+
+static bool record_exists(const struct identity_record *r) {
+    return r->cluster_id != 0;
+}
+static bool record_equal(const struct identity_record *a, const struct identity_record *b) {
+    if (a->cluster_id != b->cluster_id || a->node_count != b->node_count) return false;
+    for (uint16_t i = 0; i < a->node_count; i++) {
+        if (a->store_ids[i] != b->store_ids[i]) return false;
+    }
+    return true;
+}
+static bool ids_are_distinct(const uint64_t *ids, uint16_t count) {
+    for (uint16_t i = 0; i < count; i++) {
+        if (ids[i] == 0) return false;
+        for (uint16_t j = 0; j < i; j++) {
+            if (ids[i] == ids[j]) return false;
+        }
+    }
+    return true;
+}
+
+static void adopt(struct identity *id, const struct identity_record *record, bool *ret_save) {
+    id->record = *record;
+    id->saving = true;
+    *ret_save = true;
+}
+
+/* Node 0 forms once every node, itself included, is empty (I2). */
+static void form_if_all_empty(struct identity *id, bool *ret_save) {
+    if (id->config.node != 0 || id->config.stray || id->saving || id->state != IDENTITY_JOINING) return;
+    struct identity_record r = {.cluster_id = id->config.fresh_cluster_id, .node_count = id->config.node_count};
+    for (uint16_t i = 0; i < r.node_count; i++) r.store_ids[i] = i == 0 ? id->config.store_id : id->shown_empty[i];
+    if (ids_are_distinct(r.store_ids, r.node_count)) adopt(id, &r, ret_save);
+}
+
+void identity_init(struct identity *id, const struct identity_config *config) {
+    must(config->node_count >= 1 && config->node_count <= PAXOS_NODES_MAX && config->node < config->node_count);
+    must(config->store_id != 0 && config->boot_id != 0 && config->fresh_cluster_id != 0);
+    *id = (struct identity){.config = *config, .state = IDENTITY_JOINING};
+    if (!record_exists(&config->record)) return;
+    id->record = config->record;
+    id->state = IDENTITY_FORMED;
+    /* Our own disk says that another store sits in our place: the configuration changed, or the record is not ours. */
+    if (config->record.node_count != config->node_count || config->record.store_ids[config->node] != config->store_id) {
+        id->state = IDENTITY_OUTCAST;
+        id->outcast_cluster = config->record.cluster_id;
+        id->record = (struct identity_record){0};
+    }
+}
+
+static struct identity_msg introduce(const struct identity *id, uint16_t to) {
+    struct identity_msg m = {.from = id->config.node,
+                             .to = to,
+                             .node_count = id->config.node_count,
+                             .store_id = id->config.store_id,
+                             .boot_id = id->config.boot_id,
+                             .stray = id->config.stray && id->state != IDENTITY_FORMED};
+    if (id->state == IDENTITY_FORMED) m.record = id->record;
+    return m;
+}
+
+void identity_question(const struct identity *id, uint16_t to, struct identity_msg *ret_msg) {
+    *ret_msg = introduce(id, to);
+}
+
+/* The peer belongs to a cluster. */
+static enum identity_problem meet_member(struct identity *id, const struct identity_msg *m, bool answers_us,
+                                         bool *ret_save) {
+    if (m->record.node_count != id->config.node_count) return IDENTITY_OTHER_COUNT;
+    if (!ids_are_distinct(m->record.store_ids, m->record.node_count)) return IDENTITY_OTHER_CLUSTER;
+    if (m->record.store_ids[m->from] != m->store_id) return IDENTITY_PEER_OUTCAST;
+    if (id->saving) return record_equal(&id->record, &m->record) ? IDENTITY_OK : IDENTITY_OTHER_CLUSTER;
+    if (id->state == IDENTITY_FORMED) {
+        if (!record_equal(&id->record, &m->record)) return IDENTITY_OTHER_CLUSTER;
+        if (answers_us) id->admitted[m->from] = true;
+        return IDENTITY_OK;
+    }
+    /* A stray store is damaged: it may have voted and forgotten, so being named does not help it. */
+    if (m->record.store_ids[id->config.node] != id->config.store_id || id->config.stray) {
+        id->state = IDENTITY_OUTCAST;
+        id->outcast_cluster = m->record.cluster_id;
+        return IDENTITY_WE_ARE_OUTCAST;
+    }
+    id->state = IDENTITY_JOINING;
+    id->outcast_cluster = 0;
+    adopt(id, &m->record, ret_save);
+    return IDENTITY_OK;
+}
+
+/* The peer belongs to no cluster that it has written down. */
+static enum identity_problem meet_homeless(struct identity *id, const struct identity_msg *m, bool answers_us,
+                                           bool *ret_save) {
+    if (id->state == IDENTITY_FORMED || id->saving) {
+        if (id->record.store_ids[m->from] != m->store_id) return IDENTITY_PEER_OUTCAST;
+        return m->stray ? IDENTITY_PEER_STRAY : IDENTITY_OK; /* named, and about to adopt the record */
+    }
+    if (m->stray) {
+        if (answers_us) id->shown_empty[m->from] = 0;
+        return IDENTITY_PEER_STRAY;
+    }
+    if (!answers_us || id->state != IDENTITY_JOINING) return IDENTITY_OK;
+    const uint64_t before = id->shown_empty[m->from];
+    id->shown_empty[m->from] = m->store_id;
+    form_if_all_empty(id, ret_save);
+    return before != 0 && before != m->store_id ? IDENTITY_NODE_TWICE : IDENTITY_OK;
+}
+
+enum identity_problem identity_step(struct identity *id, const struct identity_msg *msg, bool *ret_reply,
+                                    struct identity_msg *ret_answer, bool *ret_save) {
+    *ret_reply = *ret_save = false;
+    if (msg->from >= id->config.node_count)
+        return msg->node_count != id->config.node_count ? IDENTITY_OTHER_COUNT : IDENTITY_WRONG_NODE;
+    if (msg->from == id->config.node || msg->store_id == id->config.store_id) return IDENTITY_NODE_TWICE;
+    if (msg->to != id->config.node || msg->store_id == 0) return IDENTITY_WRONG_NODE;
+
+    const bool answers_us =
+        msg->is_answer && msg->asked_store == id->config.store_id && msg->asked_boot == id->config.boot_id;
+    enum identity_problem problem;
+    if (msg->node_count != id->config.node_count)
+        problem = IDENTITY_OTHER_COUNT;
+    else if (record_exists(&msg->record))
+        problem = meet_member(id, msg, answers_us, ret_save);
+    else
+        problem = meet_homeless(id, msg, answers_us, ret_save);
+
+    /* What answers on our own link is not the member we took it for. */
+    if (problem != IDENTITY_OK && answers_us) id->admitted[msg->from] = false;
+    if (!msg->is_answer && !id->saving) {
+        *ret_answer = introduce(id, msg->from);
+        ret_answer->is_answer = true;
+        ret_answer->asked_store = msg->store_id;
+        ret_answer->asked_boot = msg->boot_id;
+        *ret_reply = true;
+    }
+    return problem;
+}
+
+void identity_saved(struct identity *id) {
+    must(id->saving);
+    id->saving = false;
+    id->state = IDENTITY_FORMED;
+}
+
+bool identity_forms_alone(struct identity *id) {
+    bool save = false;
+    if (id->config.node_count == 1) form_if_all_empty(id, &save);
+    return save;
+}
+
+void identity_link_lost(struct identity *id, uint16_t peer) {
+    must(peer < id->config.node_count);
+    id->admitted[peer] = false;
+    id->shown_empty[peer] = 0;
+}
+
+bool identity_admitted(const struct identity *id, uint16_t peer) {
+    return peer < id->config.node_count && id->state == IDENTITY_FORMED && id->admitted[peer];
+}
+
+const char *identity_problem_text(enum identity_problem problem) {
+    switch (problem) {
+    case IDENTITY_OK: return "ok";
+    case IDENTITY_NODE_TWICE: return "two live stores claim one node index, or one store was copied";
+    case IDENTITY_OTHER_CLUSTER: return "the peer belongs to another cluster";
+    case IDENTITY_OTHER_COUNT: return "the peer is configured with another number of nodes";
+    case IDENTITY_PEER_OUTCAST: return "the peer's store is not the one recorded for its index; it does not vote";
+    case IDENTITY_WE_ARE_OUTCAST: return "our store is not in the peer's cluster; we do not vote";
+    case IDENTITY_WRONG_NODE: return "the peer takes us for another node; an address or node index is wrong";
+    case IDENTITY_PEER_STRAY:
+        return "the peer's store has a log but no cluster record; it is damaged and does not vote";
+    }
+    return "unknown";
+}
