@@ -233,6 +233,758 @@ START_TEST(a_node_far_behind_catches_up) {
 }
 END_TEST
 
+/* ------------------------------------------------------------------ one node, fed by hand */
+
+static struct paxos *p;
+static struct paxos_output out;
+static struct paxos_saved saved;
+
+static void make(uint16_t node) {
+    const struct paxos_config config = config_of(node, 3);
+    paxos_free(p);
+    p = paxos_new(&config, &saved);
+}
+static void setup(void) { /* node 2 of three */
+    now_ms = 1000;
+    saved = (struct paxos_saved){0};
+    p = NULL;
+    make(2);
+}
+static void teardown(void) {
+    paxos_free(p);
+    p = NULL;
+}
+static enum paxos_verdict say(struct paxos_msg m) {
+    m.to = 2;
+    return paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_MESSAGE, .message = &m});
+}
+static enum paxos_verdict tick(void) {
+    return paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_TICK});
+}
+static void durable(uint64_t batch) {
+    ck_assert_int_eq(paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_DURABLE, .batch = batch}),
+                     PAXOS_TAKEN);
+}
+static struct ballot ballot(uint64_t round, uint16_t node) {
+    return (struct ballot){.round = round, .node = node};
+}
+static enum paxos_verdict prepare(uint64_t round, uint16_t from) {
+    return say((struct paxos_msg){.kind = PAXOS_MSG_PREPARE, .from = from, .ballot = ballot(round, from)});
+}
+static enum paxos_verdict heartbeat(uint64_t round, uint16_t from, paxos_slot chosen, uint32_t lease_ms) {
+    return say((struct paxos_msg){.kind = PAXOS_MSG_HEARTBEAT,
+                                  .from = from,
+                                  .ballot = ballot(round, from),
+                                  .chosen = chosen,
+                                  .round = 7,
+                                  .lease_ms = lease_ms});
+}
+static enum paxos_verdict accept_one(uint64_t round, uint16_t from, paxos_slot slot, const char *value,
+                                     paxos_slot chosen) {
+    const struct paxos_entry e = {.slot = slot, .ballot = ballot(round, from), .value = slice_str(value)};
+    return say((struct paxos_msg){.kind = PAXOS_MSG_ACCEPT,
+                                  .from = from,
+                                  .ballot = ballot(round, from),
+                                  .chosen = chosen,
+                                  .round = 3,
+                                  .lease_ms = 300,
+                                  .entries = &e,
+                                  .entry_count = 1});
+}
+/* The only message of a list. */
+static const struct paxos_msg *only(const struct paxos_msg *list, uint32_t count, enum paxos_msg_kind kind) {
+    ck_assert_uint_eq(count, 1);
+    ck_assert_int_eq((int)list->kind, (int)kind);
+    return list;
+}
+static const struct paxos_msg *only_after(enum paxos_msg_kind kind) {
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 0);
+    return only(out.sends_after, out.send_after_count, kind);
+}
+static const struct paxos_msg *only_now(enum paxos_msg_kind kind) {
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_after_count, 0);
+    return only(out.sends_now, out.send_now_count, kind);
+}
+static bool nothing(void) {
+    return !paxos_take(p, &out);
+}
+
+static const struct {
+    uint64_t round;
+    uint16_t from;
+    enum paxos_msg_kind want;
+    bool saves;
+} second_prepare[] = {
+    {4, 0, PAXOS_MSG_REFUSE, false},  /* lower round */
+    {5, 0, PAXOS_MSG_REFUSE, false},  /* same round, lower node */
+    {5, 1, PAXOS_MSG_PROMISE, false}, /* repeat: same answer, nothing new to save */
+    {6, 0, PAXOS_MSG_PROMISE, true},  /* higher round beats higher node */
+};
+START_TEST(second_prepare_is_judged_by_ballot) {
+    ck_assert_int_eq(prepare(5, 1), PAXOS_TAKEN);
+    const struct paxos_msg *m = only_after(PAXOS_MSG_PROMISE);
+    ck_assert(out.save_promise); /* P3: the save is in the batch of the answer it covers */
+    ck_assert_uint_eq(out.batch, 1);
+    ck_assert(ballot_equal(out.promised, ballot(5, 1)));
+    ck_assert_uint_eq(m->slot, 1);
+    ck_assert_uint_eq(m->slot_last, UINT64_MAX);
+    ck_assert_int_eq(prepare(second_prepare[_i].round, second_prepare[_i].from), PAXOS_TAKEN);
+    only_after(second_prepare[_i].want); /* batch 1 is not durable: even a refusal reports it and waits */
+    ck_assert_int_eq(out.save_promise, second_prepare[_i].saves);
+    ck_assert_uint_eq(out.batch, second_prepare[_i].saves ? 2 : 0);
+}
+END_TEST
+
+START_TEST(accept_raises_the_promise) { /* Q4 */
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert(out.save_promise && ballot_equal(out.promised, ballot(5, 1)));
+    ck_assert_uint_eq(out.save_count, 1);
+    ck_assert_uint_eq(out.save_lease_ms, 300);
+    durable(out.batch);
+    now_ms += 1000; /* no lease binds */
+    prepare(4, 0);
+    only_now(PAXOS_MSG_REFUSE);
+    accept_one(4, 0, 2, "b", 0);
+    ck_assert(ballot_equal(only_now(PAXOS_MSG_REFUSE)->promised, ballot(5, 1)));
+    ck_assert_uint_eq(out.save_count, 0);
+}
+END_TEST
+
+START_TEST(accepts_of_one_turn_are_answered_once) {
+    accept_one(5, 1, 1, "a", 0);
+    accept_one(5, 1, 2, "b", 0);
+    accept_one(5, 1, 3, "c", 0);
+    const struct paxos_msg *m = only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert_uint_eq(m->slot, 1);
+    ck_assert_uint_eq(m->slot_last, 3);
+    ck_assert_uint_eq(out.save_count, 3);
+    /* a gap makes two answers */
+    accept_one(5, 1, 4, "d", 0);
+    accept_one(5, 1, 6, "f", 0);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_after_count, 2);
+}
+END_TEST
+
+START_TEST(a_repeated_accept_saves_nothing_and_still_waits_for_its_batch) {
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    const uint64_t batch = out.batch;
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert_uint_eq(out.batch, 0);
+    durable(batch);
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert_uint_eq(out.batch, 0);
+}
+END_TEST
+
+START_TEST(the_later_of_two_acceptances_of_one_turn_is_saved) {
+    accept_one(5, 1, 1, "a", 0);
+    accept_one(6, 0, 1, "b", 0);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 1);
+    ck_assert(ballot_equal(out.saves[0].ballot, ballot(6, 0)));
+    ck_assert(slice_equal(out.saves[0].value, slice_str("b")));
+    ck_assert(ballot_equal(out.promised, ballot(6, 0)));
+}
+END_TEST
+
+START_TEST(two_values_for_one_slot_and_ballot_halt) {
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    accept_one(5, 1, 2, "c", 0);
+    accept_one(5, 1, 1, "b", 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_ptr_nonnull(paxos_halt_reason(p));
+    ck_assert(nothing()); /* not even what was said before it */
+    ck_assert_uint_eq(out.wake_at_ms, UINT64_MAX);
+    ck_assert_int_eq(prepare(9, 0), PAXOS_IGNORED);
+    ck_assert_int_eq(tick(), PAXOS_TAKEN);
+    ck_assert(nothing());
+}
+END_TEST
+
+START_TEST(a_slot_beyond_the_window_is_not_taken) {
+    accept_one(5, 1, 17, "x", 0); /* 2 x 8 above chosen 0 is the last */
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 0);
+    ck_assert_uint_eq(out.send_after_count, 1); /* it hears the leader all the same */
+    ck_assert_int_eq((int)out.sends_after[0].kind, (int)PAXOS_MSG_HEARTBEAT_ACK);
+    accept_one(5, 1, 16, "x", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+}
+END_TEST
+
+START_TEST(chosen_counts_only_for_what_that_leader_proposed) {
+    accept_one(5, 1, 1, "old", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    durable(out.batch);
+    heartbeat(6, 0, 1, 300); /* chosen, says another leader: our value may not be the one */
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 0);
+    ck_assert_uint_eq(out.send_now_count, 1);
+    ck_assert_int_eq((int)out.sends_now[0].kind, (int)PAXOS_MSG_CATCHUP);
+    ck_assert_uint_eq(out.sends_now[0].to, 0);
+    ck_assert_uint_eq(out.sends_now[0].slot, 1);
+    heartbeat(6, 0, 1, 300);
+    ck_assert(paxos_take(p, &out));
+    for (uint32_t i = 0; i < out.send_now_count; i++) /* one question at a time */
+        ck_assert_int_ne((int)out.sends_now[i].kind, (int)PAXOS_MSG_CATCHUP);
+    const struct paxos_entry e = {.slot = 1, .ballot = ballot(6, 0), .value = slice_str("new")};
+    say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 0, .entries = &e, .entry_count = 1});
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 1);
+    ck_assert(slice_equal(out.applies[0].value, slice_str("new")));
+    ck_assert_uint_eq(out.save_count, 1); /* replaces ours */
+    ck_assert(slice_equal(out.saves[0].value, slice_str("new")));
+    ck_assert_uint_eq(out.save_chosen, 1);
+    ck_assert_uint_eq(paxos_chosen(p), 1);
+}
+END_TEST
+
+START_TEST(chosen_rides_on_writes_and_causes_none) {
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    durable(out.batch);
+    heartbeat(5, 1, 1, 300);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 1);
+    ck_assert_uint_eq(out.batch, 0);
+    ck_assert_uint_eq(out.save_chosen, 0);
+    accept_one(5, 1, 2, "b", 1);
+    only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert_uint_eq(out.save_chosen, 1);
+}
+END_TEST
+
+START_TEST(slots_are_applied_in_order_without_gaps) { /* P4 */
+    accept_one(5, 1, 2, "b", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    heartbeat(5, 1, 2, 300);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 0);
+    accept_one(5, 1, 1, "a", 2);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 2);
+    ck_assert_uint_eq(out.applies[0].slot, 1);
+    ck_assert_uint_eq(out.applies[1].slot, 2);
+    accept_one(5, 1, 1, "a", 2); /* again, known chosen: answered, not stored, not applied */
+    only_after(PAXOS_MSG_ACCEPTED);
+    ck_assert_uint_eq(out.apply_count, 0);
+    ck_assert_uint_eq(out.save_count, 0);
+}
+END_TEST
+
+START_TEST(a_lease_binds_against_other_nodes_until_it_ends) { /* P8 */
+    heartbeat(5, 1, 0, 300);
+    only_after(PAXOS_MSG_HEARTBEAT_ACK); /* a new promise and a longer lease: first to the disk */
+    ck_assert_uint_eq(out.save_lease_ms, 300);
+    durable(out.batch);
+    now_ms += 10;
+    heartbeat(5, 1, 0, 300);
+    ck_assert_uint_eq(only_now(PAXOS_MSG_HEARTBEAT_ACK)->round, 7);
+    now_ms += 299;
+    prepare(6, 0);
+    only_now(PAXOS_MSG_REFUSE);
+    heartbeat(7, 0, 0, 300); /* a leader has a majority of promises: it is heard */
+    only_after(PAXOS_MSG_HEARTBEAT_ACK);
+    durable(out.batch);
+    now_ms += 299;
+    prepare(8, 1);
+    only_now(PAXOS_MSG_REFUSE);
+    prepare(8, 0); /* the leader itself has given up ballot 7 */
+    only_after(PAXOS_MSG_PROMISE);
+    now_ms += 1;
+    prepare(9, 1);
+    only_after(PAXOS_MSG_PROMISE);
+}
+END_TEST
+
+START_TEST(a_restarted_acceptor_waits_the_longest_lease_it_ever_granted) {
+    saved = (struct paxos_saved){.promised = ballot(5, 1), .lease_ms_max = 400, .restarted = true};
+    make(2);
+    now_ms += 400;
+    prepare(6, 0);
+    only_now(PAXOS_MSG_REFUSE);
+    say((struct paxos_msg){.kind = PAXOS_MSG_PREVOTE, .from = 0, .ballot = ballot(6, 0), .round = 4});
+    ck_assert(!only_now(PAXOS_MSG_PREVOTE_REPLY)->granted);
+    now_ms += 1;
+    say((struct paxos_msg){.kind = PAXOS_MSG_PREVOTE, .from = 0, .ballot = ballot(6, 0), .round = 4});
+    ck_assert(only_now(PAXOS_MSG_PREVOTE_REPLY)->granted);
+    prepare(6, 0);
+    only_after(PAXOS_MSG_PROMISE);
+}
+END_TEST
+
+START_TEST(a_promise_reports_everything_accepted_above_chosen) { /* Q6, over a restart */
+    const struct paxos_entry stored[] = {
+        {.slot = 3, .ballot = ballot(4, 0), .value = slice_str("old")}, /* at or below chosen: not reported */
+        {.slot = 5, .ballot = ballot(5, 1), .value = slice_str("e")},
+        {.slot = 7, .ballot = ballot(6, 0), .value = slice_str("a value of 20 bytes.")},
+        {.slot = 40, .ballot = ballot(9, 1), .value = slice_str("h")}, /* from before inflight_max was lowered */
+    };
+    saved = (struct paxos_saved){
+        .promised = ballot(6, 0), .chosen = 4, .accepted = stored, .accepted_count = 4, .restarted = true};
+    make(2);
+    prepare(8, 0);
+    only_now(PAXOS_MSG_REFUSE); /* an acceptance at ballot 9 is a promise of it */
+    prepare(10, 0);
+    ck_assert(paxos_take(p, &out));
+    paxos_slot next = 5;
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < out.send_after_count; i++) { /* parts without gaps */
+        const struct paxos_msg *m = &out.sends_after[i];
+        ck_assert_int_eq((int)m->kind, (int)PAXOS_MSG_PROMISE);
+        ck_assert_uint_eq(m->chosen, 4);
+        ck_assert_uint_eq(m->slot, next);
+        next = m->slot_last + 1;
+        for (uint32_t j = 0; j < m->entry_count; j++, found++) {
+            ck_assert_uint_eq(m->entries[j].slot, stored[found + 1].slot);
+            ck_assert(ballot_equal(m->entries[j].ballot, stored[found + 1].ballot));
+            ck_assert(slice_equal(m->entries[j].value, stored[found + 1].value));
+        }
+    }
+    ck_assert_uint_eq(found, 3);
+    ck_assert_uint_eq(next, 0); /* up to UINT64_MAX */
+}
+END_TEST
+
+static const struct {
+    struct paxos_entry entries[2];
+    uint32_t count;
+} broken_stores[] = {
+    {{{.slot = 9, .ballot = {1, 0}}, {.slot = 8, .ballot = {1, 0}}}, 2},
+    {{{.slot = 9, .ballot = {1, 0}}, {.slot = 9, .ballot = {1, 0}}}, 2},
+    {{{.slot = UINT64_MAX, .ballot = {1, 0}}}, 1},
+    {{{.slot = 1 << 20, .ballot = {1, 0}}}, 1},
+};
+START_TEST(a_store_that_makes_no_sense_halts) {
+    saved = (struct paxos_saved){.accepted = broken_stores[_i].entries, .accepted_count = broken_stores[_i].count};
+    make(2);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_ptr_nonnull(paxos_halt_reason(p));
+    ck_assert(nothing());
+}
+END_TEST
+
+/* Node 2 asks for votes and is promised by node 1. */
+static struct ballot own;
+static void grant_prevote(uint16_t from, uint64_t round) {
+    say((struct paxos_msg){
+        .kind = PAXOS_MSG_PREVOTE_REPLY, .from = from, .ballot = own, .granted = true, .round = round});
+}
+static void to_preparing(void) {
+    ck_assert(nothing());
+    now_ms = out.wake_at_ms;
+    tick();
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 2);
+    ck_assert_int_eq((int)out.sends_now[0].kind, (int)PAXOS_MSG_PREVOTE);
+    ck_assert_uint_eq(out.batch, 0); /* P7: asking changes nothing */
+    own = out.sends_now[0].ballot;
+    const uint64_t round = out.sends_now[0].round;
+    grant_prevote(0, round - 1); /* of an earlier question */
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREVOTING);
+    grant_prevote(0, round);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+}
+static enum paxos_verdict promise_from(uint16_t from, paxos_slot chosen, const struct paxos_entry *entries,
+                                       uint32_t count) {
+    return say((struct paxos_msg){.kind = PAXOS_MSG_PROMISE,
+                                  .from = from,
+                                  .ballot = own,
+                                  .chosen = chosen,
+                                  .slot = chosen + 1,
+                                  .slot_last = UINT64_MAX,
+                                  .entries = entries,
+                                  .entry_count = count});
+}
+static enum paxos_verdict accepted_from(uint16_t from, paxos_slot slot, paxos_slot slot_last, uint64_t round) {
+    return say((struct paxos_msg){
+        .kind = PAXOS_MSG_ACCEPTED, .from = from, .ballot = own, .slot = slot, .slot_last = slot_last, .round = round});
+}
+static void to_leading(void) {
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    promise_from(1, 0, NULL, 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+}
+
+START_TEST(a_prepare_waits_for_our_own_promise) { /* P3, Q2 */
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 0);
+    ck_assert_uint_eq(out.send_after_count, 2);
+    ck_assert(out.save_promise && ballot_equal(out.promised, own));
+    ck_assert_uint_eq(out.save_lease_ms, 300); /* we shall grant ourselves */
+    promise_from(1, 0, NULL, 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING); /* two promises, ours not durable */
+    durable(out.batch);
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+}
+END_TEST
+
+START_TEST(only_distinct_acceptors_of_this_ballot_count) { /* Q3 */
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct ballot mine = own;
+    own = ballot(mine.round - 1, 2);
+    if (own.round > 0) ck_assert_int_eq(promise_from(1, 0, NULL, 0), PAXOS_IGNORED);
+    own = ballot(mine.round + 1, 2);
+    ck_assert_int_eq(promise_from(1, 0, NULL, 0), PAXOS_IGNORED);
+    own = mine;
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    /* a promise whose first part was lost is not whole */
+    ck_assert_int_eq(
+        say((struct paxos_msg){
+            .kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = own, .chosen = 0, .slot = 5, .slot_last = UINT64_MAX}),
+        PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+}
+END_TEST
+
+START_TEST(the_highest_ballot_is_proposed_again_and_gaps_are_filled) { /* Q6 */
+    const struct paxos_entry stored[] = {{.slot = 2, .ballot = ballot(3, 2), .value = slice_str("mine2")},
+                                         {.slot = 3, .ballot = ballot(3, 2), .value = slice_str("mine3")}};
+    saved = (struct paxos_saved){.promised = ballot(4, 2), .accepted = stored, .accepted_count = 2};
+    make(2);
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_entry theirs[] = {{.slot = 2, .ballot = ballot(2, 1), .value = slice_str("theirs2")},
+                                         {.slot = 3, .ballot = ballot(4, 1), .value = slice_str("theirs3")},
+                                         {.slot = 5, .ballot = ballot(2, 1), .value = slice_str("theirs5")}};
+    promise_from(1, 0, theirs, 3);
+    ck_assert_int_eq(paxos_role(p), PAXOS_SETTLING);
+    ck_assert_uint_eq(paxos_room(p), 0);
+    ck_assert(paxos_take(p, &out));
+    static const char *const want[] = {"", "mine2", "theirs3", "", "theirs5"};
+    ck_assert_uint_eq(out.save_count, 5);
+    for (uint32_t i = 0; i < 5; i++) {
+        ck_assert_uint_eq(out.saves[i].slot, i + 1);
+        ck_assert(ballot_equal(out.saves[i].ballot, own));
+        ck_assert(slice_equal(out.saves[i].value, slice_str(want[i])));
+    }
+    const uint64_t batch = out.batch;
+    accepted_from(1, 1, 5, 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_SETTLING); /* ours is not durable yet */
+    durable(batch);
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 5);
+}
+END_TEST
+
+START_TEST(a_candidate_behind_learns_before_it_proposes) {
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_entry theirs = {.slot = 4, .ballot = ballot(1, 1), .value = slice_str("d")};
+    own = paxos_ballot(p);
+    promise_from(1, 3, own.round > 1 ? &theirs : NULL, own.round > 1);
+    ck_assert_int_eq(paxos_role(p), PAXOS_SETTLING);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 0);
+    bool asked = false;
+    for (uint32_t i = 0; i < out.send_now_count; i++)
+        asked |= out.sends_now[i].kind == PAXOS_MSG_CATCHUP && out.sends_now[i].to == 1 && out.sends_now[i].slot == 1;
+    ck_assert(asked);
+    struct paxos_entry e[3];
+    for (uint32_t i = 0; i < 3; i++)
+        e[i] = (struct paxos_entry){.slot = i + 1, .ballot = ballot(1, 1), .value = slice_str("x")};
+    /* hostile or torn answers change nothing */
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 1, .entries = e + 1, .entry_count = 2}),
+                     PAXOS_IGNORED);
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 1, .entries = e, .entry_count = 3}),
+                     PAXOS_TAKEN);
+    ck_assert_uint_eq(paxos_chosen(p), 3);
+    ck_assert_int_eq(paxos_role(p), own.round > 1 ? PAXOS_SETTLING : PAXOS_LEADING);
+}
+END_TEST
+
+START_TEST(a_leader_counts_its_own_acceptance_only_when_durable) { /* P3 */
+    to_leading();
+    ck_assert(paxos_take(p, &out));
+    const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("v")};
+    ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 2); /* sent while it is written */
+    ck_assert_int_eq((int)out.sends_now[0].kind, (int)PAXOS_MSG_ACCEPT);
+    const uint64_t batch = out.batch;
+    accepted_from(1, 1, 1, 0);
+    accepted_from(1, 1, UINT64_MAX, 0); /* the same acceptor again, and a range beyond everything */
+    ck_assert_uint_eq(paxos_chosen(p), 0);
+    durable(batch);
+    ck_assert_uint_eq(paxos_chosen(p), 1);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 1);
+    ck_assert_uint_eq(out.send_now_count, 2); /* the followers hear at once */
+    ck_assert_uint_eq(out.sends_now[0].chosen, 1);
+    ck_assert_uint_eq(out.sends_now[0].round, 0);
+}
+END_TEST
+
+START_TEST(two_followers_choose_without_the_leaders_disk) {
+    to_leading();
+    ck_assert(paxos_take(p, &out));
+    const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("v")};
+    ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    accepted_from(1, 1, 1, 0);
+    accepted_from(0, 1, 1, 0);
+    ck_assert_uint_eq(paxos_chosen(p), 1);
+    ck_assert(paxos_take(p, &out));
+    /* but the store does not hold it yet: nobody is sent there */
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 0, .slot = 1});
+    ck_assert(nothing());
+    durable(2);
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 0, .slot = 1});
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.fetch_count, 1);
+    ck_assert_uint_eq(out.fetches[0].to_slot, 1);
+}
+END_TEST
+
+START_TEST(the_lease_counts_from_the_send_and_from_the_right_round) { /* Q13, B56 */
+    to_leading();
+    ck_assert(paxos_take(p, &out));
+    const uint64_t first = out.sends_now[0].round, first_ms = now_ms;
+    ck_assert(!paxos_lease_good(p, now_ms));
+    now_ms += 40;
+    const uint64_t second = paxos_confirm(p, now_ms);
+    ck_assert_uint_eq(second, first + 1);
+    ck_assert_uint_eq(paxos_confirm(p, now_ms), second); /* not sent yet: the same question */
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 2);
+    const uint64_t third = paxos_confirm(p, now_ms);
+    ck_assert_uint_eq(third, second + 1);
+    struct paxos_msg ack = {.kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = own, .round = first};
+    say(ack);
+    ck_assert_uint_eq(paxos_confirmed(p), first); /* a late answer proves nothing newer */
+    ck_assert(paxos_lease_good(p, now_ms));
+    ck_assert(paxos_lease_good(p, first_ms + 297)); /* 300 less 500 ppm, rounded up, less 1 */
+    ck_assert(!paxos_lease_good(p, first_ms + 298));
+    ack.round = third + 1; /* never asked */
+    ck_assert_int_eq(say(ack), PAXOS_IGNORED);
+    ack.round = third;
+    say(ack);
+    ck_assert_uint_eq(paxos_confirmed(p), third);
+    ck_assert(paxos_lease_good(p, first_ms + 40 + 297));
+    ck_assert(!paxos_lease_good(p, first_ms + 40 + 298));
+}
+END_TEST
+
+START_TEST(many_rounds_keep_the_lease_conservative) {
+    to_leading();
+    const uint64_t start = now_ms;
+    uint64_t round = 0;
+    for (uint32_t i = 0; i < 1000; i++) {
+        (void)!paxos_take(p, &out);
+        now_ms = start + i / 20; /* 20 questions a millisecond */
+        round = paxos_confirm(p, now_ms);
+    }
+    say((struct paxos_msg){.kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = own, .round = round - 100});
+    ck_assert_uint_eq(paxos_confirmed(p), round - 100);
+    const uint64_t sent = start + (999 - 100) / 20;
+    ck_assert(!paxos_lease_good(p, sent + 298));
+    ck_assert(paxos_lease_good(p, sent + 200)); /* thinned, not lost */
+}
+END_TEST
+
+START_TEST(a_leader_binds_itself) {
+    to_leading();
+    (void)!paxos_take(p, &out);
+    prepare(own.round + 1, 1);
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+    only_now(PAXOS_MSG_REFUSE);
+}
+END_TEST
+
+START_TEST(a_leader_without_a_majority_steps_down) { /* P7, Q15 */
+    to_leading();
+    const uint64_t start = now_ms;
+    while (paxos_role(p) == PAXOS_LEADING) {
+        (void)!paxos_take(p, &out);
+        ck_assert_uint_gt(out.wake_at_ms, now_ms);
+        now_ms = out.wake_at_ms;
+        tick();
+    }
+    ck_assert_uint_eq(now_ms - start, 400);
+}
+END_TEST
+
+START_TEST(a_leader_refused_by_a_higher_promise_asks_for_a_higher_ballot) {
+    to_leading();
+    (void)!paxos_take(p, &out);
+    say((struct paxos_msg){.kind = PAXOS_MSG_REFUSE, .from = 1, .ballot = own, .promised = ballot(own.round + 5, 1)});
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+    ck_assert(nothing());
+    ck_assert_uint_le(out.wake_at_ms, now_ms);
+    tick();
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.sends_now[0].ballot.round, own.round + 6);
+}
+END_TEST
+
+START_TEST(lost_accepts_are_said_again_but_not_often) {
+    to_leading();
+    (void)!paxos_take(p, &out);
+    const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("v")};
+    ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    uint32_t again = 0;
+    for (uint32_t i = 0; i < 2000; i++) { /* two seconds of heartbeats that are acknowledged each millisecond */
+        bool more = paxos_take(p, &out);
+        for (uint32_t j = 0; more && j < out.send_now_count; j++)
+            again += i > 0 && out.sends_now[j].kind == PAXOS_MSG_ACCEPT && out.sends_now[j].to == 1;
+        now_ms++;
+        tick();
+        (void)!paxos_take(p, &out);
+        say((struct paxos_msg){
+            .kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = own, .round = paxos_confirmed(p) + 1});
+    }
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+    ck_assert_uint_ge(again, 2);
+    ck_assert_uint_le(again, 8);
+}
+END_TEST
+
+START_TEST(a_pre_vote_needs_a_silent_leader) { /* P7 */
+    heartbeat(5, 1, 0, 100);                   /* a short lease: what counts for a vote is hearing the leader */
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_msg ask = {.kind = PAXOS_MSG_PREVOTE, .from = 0, .ballot = ballot(6, 0), .round = 9};
+    now_ms += 299;
+    say(ask);
+    const struct paxos_msg *m = only_now(PAXOS_MSG_PREVOTE_REPLY);
+    ck_assert(!m->granted);
+    ck_assert_uint_eq(m->round, 9);
+    now_ms += 1;
+    say(ask);
+    ck_assert(only_now(PAXOS_MSG_PREVOTE_REPLY)->granted);
+    ck_assert_uint_eq(out.batch, 0);
+    /* too low: the answer tells by how much */
+    say((struct paxos_msg){.kind = PAXOS_MSG_PREVOTE, .from = 0, .ballot = ballot(5, 0), .round = 9});
+    m = only_now(PAXOS_MSG_PREVOTE_REPLY);
+    ck_assert(!m->granted && ballot_equal(m->promised, ballot(5, 1)));
+}
+END_TEST
+
+START_TEST(a_ballot_is_above_everything_heard_of) {
+    saved = (struct paxos_saved){.promised = ballot(41, 1), .restarted = true};
+    make(2);
+    to_preparing();
+    ck_assert_uint_eq(own.round, 42);
+    ck_assert_uint_eq(own.node, 2);
+}
+END_TEST
+
+START_TEST(no_ballot_left_halts) {
+    saved = (struct paxos_saved){.promised = ballot(UINT64_C(1) << 62, 1), .restarted = true};
+    make(2);
+    ck_assert(nothing());
+    now_ms = out.wake_at_ms;
+    tick();
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+}
+END_TEST
+
+/* Whatever comes in: ignored, and nothing leaves. */
+static const struct paxos_entry e_low = {.slot = 0, .ballot = {5, 1}};
+static const struct paxos_entry e_high = {.slot = UINT64_MAX, .ballot = {5, 1}};
+static const struct paxos_entry e_other = {.slot = 1, .ballot = {4, 1}};
+static const struct paxos_entry e_node = {.slot = 1, .ballot = {5, 77}};
+static const struct paxos_entry e_null = {.slot = 1, .ballot = {5, 1}, .value = {.data = NULL, .bytes = 9}};
+static const struct paxos_entry e_order[2] = {{.slot = 2, .ballot = {5, 1}}, {.slot = 1, .ballot = {5, 1}}};
+static const struct paxos_msg nonsense[] = {
+    {.kind = 0, .from = 1, .ballot = {5, 1}},
+    {.kind = PAXOS_MSG_KIND_END, .from = 1, .ballot = {5, 1}},
+    {.kind = (enum paxos_msg_kind)1000, .from = 1, .ballot = {5, 1}},
+    {.kind = PAXOS_MSG_PREPARE, .from = 3, .ballot = {5, 3}},
+    {.kind = PAXOS_MSG_PREPARE, .from = 2, .ballot = {5, 2}},
+    {.kind = PAXOS_MSG_PREPARE, .from = 1, .ballot = {5, 0}}, /* somebody else's ballot */
+    {.kind = PAXOS_MSG_PREPARE, .from = 1, .ballot = {0, 1}},
+    {.kind = PAXOS_MSG_PREPARE, .from = 1, .ballot = {UINT64_MAX, 1}},
+    {.kind = PAXOS_MSG_HEARTBEAT, .from = 1, .ballot = {5, 1}, .round = 1, .lease_ms = UINT32_MAX},
+    {.kind = PAXOS_MSG_HEARTBEAT, .from = 1, .ballot = {5, 1}, .round = 1, .chosen = UINT64_MAX},
+    {.kind = PAXOS_MSG_HEARTBEAT, .from = 1, .ballot = {5, 1}, .promised = {UINT64_MAX, 1}},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1, .entries = &e_low},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1, .entries = &e_high},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1, .entries = &e_other},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1, .entries = &e_node},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 1, .entries = &e_null},
+    {.kind = PAXOS_MSG_ACCEPT, .from = 1, .ballot = {5, 1}, .entry_count = 2, .entries = e_order},
+    {.kind = PAXOS_MSG_CHOSEN, .from = 1, .entry_count = 0},
+    {.kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = {5, 2}, .slot = 1, .slot_last = UINT64_MAX},
+    {.kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = {5, 1}, .slot = 1, .slot_last = UINT64_MAX},
+    {.kind = PAXOS_MSG_ACCEPTED, .from = 1, .ballot = {5, 2}, .slot = 1, .slot_last = UINT64_MAX},
+    {.kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = {5, 2}, .round = 1},
+    {.kind = PAXOS_MSG_REFUSE, .from = 1, .ballot = {5, 2}, .promised = {6, 1}},
+    {.kind = PAXOS_MSG_PREVOTE_REPLY, .from = 1, .ballot = {1, 2}, .granted = true},
+};
+START_TEST(nonsense_is_ignored) {
+    ck_assert_int_eq(say(nonsense[_i]), PAXOS_IGNORED);
+    ck_assert(nothing());
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+    to_leading(); /* and in another role */
+    (void)!paxos_take(p, &out);
+    ck_assert_int_eq(say(nonsense[_i]), PAXOS_IGNORED);
+    ck_assert(nothing());
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+}
+END_TEST
+
+START_TEST(a_catchup_beyond_what_is_stored_asks_for_nothing) {
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = 0});
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = 1});
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = UINT64_MAX});
+    ck_assert(nothing());
+}
+END_TEST
+
+START_TEST(limits_are_answers) { /* P5 */
+    ck_assert_int_eq(paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_PROPOSE}), PAXOS_NOT_LEADER);
+    ck_assert_uint_eq(paxos_confirm(p, now_ms), 0);
+    to_leading();
+    ck_assert_int_eq(
+        paxos_step(
+            p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("seventeen bytes..")}),
+        PAXOS_TOO_LONG);
+    for (uint32_t i = 0; i < 8; i++)
+        ck_assert_int_eq(paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_PROPOSE}), PAXOS_TAKEN);
+    ck_assert_uint_eq(paxos_room(p), 0);
+    ck_assert_int_eq(paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_PROPOSE}), PAXOS_FULL);
+    ck_assert(paxos_take(p, &out));
+    /* a flood of questions without a take does not grow without end */
+    for (uint32_t i = 0; i < 20000; i++)
+        say((struct paxos_msg){.kind = PAXOS_MSG_PREVOTE, .from = 1, .ballot = ballot(900, 1), .round = i});
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_le(out.send_now_count + out.send_after_count, 2 * 4096);
+}
+END_TEST
+
+START_TEST(who_leads_is_a_hint_with_a_time) {
+    struct ballot b;
+    ck_assert(!paxos_leader(p, now_ms, &b));
+    heartbeat(5, 1, 0, 300);
+    ck_assert(paxos_leader(p, now_ms + 299, &b));
+    ck_assert(ballot_equal(b, ballot(5, 1)));
+    ck_assert(!paxos_leader(p, now_ms + 300, &b));
+    teardown();
+    setup();
+    to_leading();
+    ck_assert(paxos_leader(p, now_ms, &b));
+    ck_assert(ballot_equal(b, own));
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("paxos");
     TCase *tc = tcase_create("cluster");
@@ -240,6 +992,42 @@ static Suite *suite(void) {
     tcase_add_test(tc, one_node_leads_at_once_and_applies_what_is_on_disk);
     tcase_add_test(tc, three_nodes_elect_agree_and_go_on_without_the_leader);
     tcase_add_test(tc, a_node_far_behind_catches_up);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("by hand");
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_loop_test(tc, second_prepare_is_judged_by_ballot, 0, sizeof second_prepare / sizeof second_prepare[0]);
+    tcase_add_test(tc, accept_raises_the_promise);
+    tcase_add_test(tc, accepts_of_one_turn_are_answered_once);
+    tcase_add_test(tc, a_repeated_accept_saves_nothing_and_still_waits_for_its_batch);
+    tcase_add_test(tc, the_later_of_two_acceptances_of_one_turn_is_saved);
+    tcase_add_test(tc, two_values_for_one_slot_and_ballot_halt);
+    tcase_add_test(tc, a_slot_beyond_the_window_is_not_taken);
+    tcase_add_test(tc, chosen_counts_only_for_what_that_leader_proposed);
+    tcase_add_test(tc, chosen_rides_on_writes_and_causes_none);
+    tcase_add_test(tc, slots_are_applied_in_order_without_gaps);
+    tcase_add_test(tc, a_lease_binds_against_other_nodes_until_it_ends);
+    tcase_add_test(tc, a_restarted_acceptor_waits_the_longest_lease_it_ever_granted);
+    tcase_add_test(tc, a_promise_reports_everything_accepted_above_chosen);
+    tcase_add_loop_test(tc, a_store_that_makes_no_sense_halts, 0, sizeof broken_stores / sizeof broken_stores[0]);
+    tcase_add_test(tc, a_prepare_waits_for_our_own_promise);
+    tcase_add_test(tc, only_distinct_acceptors_of_this_ballot_count);
+    tcase_add_test(tc, the_highest_ballot_is_proposed_again_and_gaps_are_filled);
+    tcase_add_test(tc, a_candidate_behind_learns_before_it_proposes);
+    tcase_add_test(tc, a_leader_counts_its_own_acceptance_only_when_durable);
+    tcase_add_test(tc, two_followers_choose_without_the_leaders_disk);
+    tcase_add_test(tc, the_lease_counts_from_the_send_and_from_the_right_round);
+    tcase_add_test(tc, many_rounds_keep_the_lease_conservative);
+    tcase_add_test(tc, a_leader_binds_itself);
+    tcase_add_test(tc, a_leader_without_a_majority_steps_down);
+    tcase_add_test(tc, a_leader_refused_by_a_higher_promise_asks_for_a_higher_ballot);
+    tcase_add_test(tc, lost_accepts_are_said_again_but_not_often);
+    tcase_add_test(tc, a_pre_vote_needs_a_silent_leader);
+    tcase_add_test(tc, a_ballot_is_above_everything_heard_of);
+    tcase_add_test(tc, no_ballot_left_halts);
+    tcase_add_loop_test(tc, nonsense_is_ignored, 0, sizeof nonsense / sizeof nonsense[0]);
+    tcase_add_test(tc, a_catchup_beyond_what_is_stored_asks_for_nothing);
+    tcase_add_test(tc, limits_are_answers);
+    tcase_add_test(tc, who_leads_is_a_hint_with_a_time);
     suite_add_tcase(s, tc);
     return s;
 }
