@@ -16,6 +16,8 @@ struct ks_call {
     struct buf *reply;
     bool queued;            /* the reply comes later */
     bool in_script;         /* blocking forms act as without WAIT */
+    bool silent;            /* neither a reply nor a wait: a fact says what became of it */
+    uint64_t needs_stamp_ms; /* reads: the answer is void before an entry with this stamp was applied (T3); 0: it is good */
 };
 typedef void ks_handler(struct ks_call *call);
 
