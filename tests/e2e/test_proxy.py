@@ -37,7 +37,6 @@ def test_a_session_sticks_to_its_backend_through_both_proxies(three, chatd, prox
     assert line.group(1).strip('"') == first
     for proxy_ in (one, two):
         assert proxy_.term() == 0
-    one.process.wait_line(r'session end reason=shutdown') if not one.process.ended else None
     assert one.process.matches(r'session end reason=shutdown')
 
 
@@ -214,7 +213,7 @@ class Talker:
             return
 
 
-def spans(server, room, connections_only=True):
+def spans(server, room):
     """[(first ms, last ms)] of each connection of that room on that backend, and [ms] of its messages."""
     opened, closed, rooms, messages, latest = {}, {}, {}, [], 0
     for ms, kind, fields in server.events():
@@ -319,7 +318,7 @@ def query_of_death(three, chatd, proxy, seconds):
             attempts += 1
             if killer.join('poison', 'killer'):
                 killer.say('die')
-                killer.hear_until('never said') if False else killer.hear(10)
+                killer.hear(10)
             else:
                 refused += 1
             killer.close()
@@ -448,7 +447,6 @@ def test_sticky_sessions_live_on_without_lockd(three, chatd, proxy, relay):
     assert backend in 'abc'
     for each in relays:
         each.heal()
-    one.process.wait_line(r'lockd lease id=', since=0)
     timing.wait_for('a new lease', lambda: len(one.process.matches(r'lockd lease id=')) >= 2, 30)
     _, backend = joined(one.address, 'lobby', 'dave', 30)
     assert backend == first
@@ -459,9 +457,7 @@ def test_every_session_ends_with_exactly_one_reason(three, chatd, proxy):
     one = proxy('p1', three.addresses, [server], key_timeout_ms=400)
     quits, _ = joined(one.address, 'r1', 'quits')
     quits.say('quit')
-    assert quits.hear_until('.*') is not None or True
-    quits.socket.settimeout(5)
-    while quits.hear() != '':
+    while quits.hear(5) != '':
         pass
     hangs_up, _ = joined(one.address, 'r2', 'hangs-up')
     hangs_up.close()
