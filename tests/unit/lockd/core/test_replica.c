@@ -1,0 +1,513 @@
+/* Whole nodes on a perfect network and disk: clients at any node get the right replies, through leader changes too.
+ * The unkind network and disk are the simulator's (tests/sim). */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "common/io/heap.h"
+#include "lockd/core/replica.h"
+
+enum { NODES = 3, SLOTS = 4096, CLIENTS = 64, DISK_MS = 2, LINK_MS = 1 };
+
+struct packet {
+    uint64_t at_ms;
+    uint16_t from, to;
+    uint64_t boot;
+    struct packet *next;
+    size_t bytes;
+    char data[];
+};
+struct saved_slot {
+    struct ballot ballot;
+    char *value;
+    size_t bytes;
+    bool there;
+};
+struct test_node {
+    struct replica *replica;
+    bool alive;
+    uint64_t boot, wake_ms;
+    uint64_t batch, durable_at_ms; /* newest transaction */
+    struct replica_saved saved;
+    struct saved_slot slots[SLOTS];
+};
+static struct test_node nodes[NODES];
+static uint16_t node_count;
+static uint64_t now_ms, next_boot;
+static struct packet *packets;
+static char replies[CLIENTS][8192];
+static struct buf scratch;
+
+static void sink_save(void *context, uint64_t batch, const struct paxos_output *out,
+                      const struct identity_record *record) {
+    struct test_node *n = context;
+    n->batch = batch;
+    n->durable_at_ms = now_ms + DISK_MS;
+    if (record != NULL) n->saved.record = *record;
+    if (out == NULL) return;
+    if (out->save_promise) n->saved.paxos.promised = out->promised;
+    if (out->save_lease_ms) n->saved.paxos.lease_ms_max = out->save_lease_ms;
+    if (out->save_chosen) n->saved.paxos.chosen = out->save_chosen;
+    for (uint32_t i = 0; i < out->save_count; i++) {
+        ck_assert_uint_lt(out->saves[i].slot, SLOTS);
+        struct saved_slot *s = &n->slots[out->saves[i].slot];
+        free(s->value);
+        s->there = true;
+        s->ballot = out->saves[i].ballot;
+        s->bytes = out->saves[i].value.bytes;
+        s->value = malloc(s->bytes + 1);
+        if (s->bytes > 0) memcpy(s->value, out->saves[i].value.data, s->bytes);
+    }
+}
+
+static void sink_send(void *context, uint16_t peer, struct slice frame) {
+    const struct test_node *n = context;
+    struct packet *p = malloc(sizeof *p + frame.bytes);
+    p->at_ms = now_ms + LINK_MS;
+    p->from = (uint16_t)(n - nodes);
+    p->to = peer;
+    p->boot = n->boot;
+    p->bytes = frame.bytes;
+    p->next = NULL;
+    memcpy(p->data, frame.data, frame.bytes);
+    struct packet **at = &packets;
+    while (*at != NULL) at = &(*at)->next;
+    *at = p;
+}
+
+static void sink_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
+    (void)context, (void)leased;
+    ck_assert_uint_lt(client, CLIENTS);
+    ck_assert_uint_lt(strlen(replies[client]) + bytes.bytes, sizeof replies[0]);
+    if (bytes.bytes > 0) strncat(replies[client], bytes.data, bytes.bytes);
+}
+
+static void sink_hang_up(void *context, uint64_t client) {
+    (void)context;
+    strcat(replies[client], "<bye>");
+}
+
+static void sink_fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot to_slot) {
+    struct test_node *n = context;
+    struct paxos_entry entries[64];
+    uint32_t count = 0;
+    for (paxos_slot s = from_slot; s <= to_slot && count < 64 && n->slots[s].there; s++)
+        entries[count++] = (struct paxos_entry){
+            .slot = s, .ballot = n->slots[s].ballot, .value = slice_of(n->slots[s].value, n->slots[s].bytes)};
+    if (count == 0) return;
+    buf_clear(&scratch);
+    replica_chosen_frame(n->replica, peer, entries, count, &scratch);
+    sink_send(context, peer, buf_slice(&scratch));
+}
+
+static void sink_note(void *context, char level, const char *text) {
+    (void)context, (void)level, (void)text;
+    if (getenv("VERBOSE")) fprintf(stderr, "# %llu %c %s\n", (unsigned long long)now_ms, level, text);
+}
+
+static void node_start(uint16_t index) {
+    struct test_node *n = &nodes[index];
+    n->boot = ++next_boot;
+    struct replica_config config = {.alloc = heap_alloc(),
+                                    .node = index,
+                                    .node_count = node_count,
+                                    .store_id = 100u + index,
+                                    .boot_id = n->boot,
+                                    .fresh_cluster_id = 7,
+                                    .seed = n->boot * 7919,
+                                    .start_ms = now_ms,
+                                    .heartbeat_ms = 50,
+                                    .lease_ms = 300,
+                                    .election_spread_ms = 100,
+                                    .drift_ppm = 500,
+                                    .forward_timeout_ms = 10000,
+                                    .reattach_ms = 1000,
+                                    .inflight_max = 16,
+                                    .batch_bytes_max = 1 << 20,
+                                    .queue_bytes_max = 1 << 24,
+                                    .client_pending_max = 1024,
+                                    .request_bytes_max = 1 << 19,
+                                    .version = "test"};
+    ks_settings_default(&config.settings);
+    struct paxos_entry accepted[64];
+    n->saved.paxos.accepted = accepted;
+    n->saved.paxos.accepted_count = 0;
+    n->saved.paxos.restarted = n->saved.record.cluster_id != 0;
+    for (paxos_slot s = n->saved.paxos.chosen + 1; s < SLOTS; s++)
+        if (n->slots[s].there)
+            accepted[n->saved.paxos.accepted_count++] = (struct paxos_entry){
+                .slot = s, .ballot = n->slots[s].ballot, .value = slice_of(n->slots[s].value, n->slots[s].bytes)};
+    const struct replica_sink sink = {n, sink_save, sink_send, sink_reply, sink_hang_up, sink_fetch, sink_note};
+    n->replica = replica_new(&config, &n->saved, &sink);
+    for (paxos_slot s = 1; s <= n->saved.paxos.chosen; s++)
+        replica_replay(n->replica, s, slice_of(n->slots[s].value, n->slots[s].bytes));
+    n->alive = true;
+    n->wake_ms = now_ms;
+    n->batch = 0;
+    n->durable_at_ms = 0;
+    for (uint16_t i = 0; i < node_count; i++) {
+        if (i == index || !nodes[i].alive) continue;
+        replica_link_up(n->replica, now_ms, i);
+        replica_link_up(nodes[i].replica, now_ms, index);
+        nodes[i].wake_ms = now_ms;
+    }
+}
+
+static void node_kill(uint16_t index) {
+    nodes[index].alive = false;
+    replica_free(nodes[index].replica);
+    for (uint16_t i = 0; i < node_count; i++)
+        if (nodes[i].alive) replica_link_lost(nodes[i].replica, now_ms, index);
+}
+
+/* Virtual time goes on by `ms`. */
+static void run(uint64_t ms) {
+    static struct frame_scratch frame_scratch;
+    for (const uint64_t end_ms = now_ms + ms; now_ms < end_ms; now_ms++) {
+        while (packets != NULL && packets->at_ms <= now_ms) {
+            struct packet *p = packets;
+            packets = p->next;
+            struct frame frame;
+            size_t used;
+            ck_assert_int_eq(frame_decode(p->data, p->bytes, &frame, &frame_scratch, &used), FRAME_OK);
+            if (nodes[p->to].alive) {
+                replica_frame(nodes[p->to].replica, now_ms, p->from, p->boot, &frame);
+                nodes[p->to].wake_ms = now_ms;
+            }
+            free(p);
+        }
+        for (uint16_t i = 0; i < node_count; i++) {
+            struct test_node *n = &nodes[i];
+            if (!n->alive) continue;
+            if (n->durable_at_ms != 0 && n->durable_at_ms <= now_ms) {
+                n->durable_at_ms = 0;
+                replica_durable(n->replica, now_ms, n->batch);
+                n->wake_ms = now_ms;
+            }
+            if (n->wake_ms <= now_ms) n->wake_ms = replica_turn(n->replica, now_ms);
+            ck_assert_ptr_null(replica_halt_reason(n->replica));
+        }
+    }
+}
+
+static void say(uint16_t node, uint64_t client, const char *line) {
+    char text[1024];
+    struct slice argv[64];
+    uint32_t argc = 0;
+    snprintf(text, sizeof text, "%s", line);
+    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) argv[argc++] = slice_str(word);
+    replica_command(nodes[node].replica, now_ms, now_ms * 1000, client, argc, argv);
+    nodes[node].wake_ms = now_ms;
+}
+
+static const char *take(uint64_t client) {
+    static char text[8192];
+    strcpy(text, replies[client]);
+    replies[client][0] = '\0';
+    return text;
+}
+
+#define expect(node, client, line, reply)                                                                              \
+    do {                                                                                                               \
+        say(node, client, line);                                                                                       \
+        run(200);                                                                                                      \
+        ck_assert_str_eq(take(client), reply);                                                                         \
+    } while (0)
+
+static int leader(void) {
+    for (int i = 0; i < node_count; i++)
+        if (nodes[i].alive && replica_is_leader(nodes[i].replica)) return i;
+    return -1;
+}
+
+static void start_all(uint16_t count) {
+    node_count = count;
+    now_ms = 1000;
+    scratch.alloc = heap_alloc();
+    for (uint16_t i = 0; i < count; i++) node_start(i);
+    run(3000);
+    ck_assert_int_ge(leader(), 0);
+}
+
+START_TEST(one_node_serves_and_remembers) {
+    start_all(1);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    expect(0, 1, "GET a", "$1\r\n1\r\n");
+    expect(0, 1, "INCR a", ":2\r\n");
+    node_kill(0);
+    node_start(0);
+    run(1000);
+    expect(0, 2, "GET a", "$1\r\n2\r\n");
+}
+END_TEST
+
+START_TEST(any_node_answers) {
+    start_all(3);
+    for (uint16_t i = 0; i < 3; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "SET k%u v%u", i, i);
+        expect(i, 1 + i, line, "+OK\r\n");
+    }
+    for (uint16_t i = 0; i < 3; i++) {
+        expect(i, 10 + i, "GET k0", "$2\r\nv0\r\n");
+        expect(i, 10 + i, "GET k2", "$2\r\nv2\r\n");
+    }
+}
+END_TEST
+
+START_TEST(a_pipeline_keeps_its_order_at_any_node) {
+    start_all(3);
+    for (uint16_t i = 0; i < 3; i++) {
+        for (int n = 0; n < 20; n++) {
+            say(i, i, "INCR n");
+            say(i, i, "GET n");
+            say(i, i, "PING");
+        }
+        run(3000);
+        char want[8192] = "";
+        for (int n = 1; n <= 20; n++) {
+            char number[16], reply[96];
+            snprintf(number, sizeof number, "%d", i * 20 + n);
+            snprintf(reply, sizeof reply, ":%s\r\n$%zu\r\n%s\r\n+PONG\r\n", number, strlen(number), number);
+            strcat(want, reply);
+        }
+        ck_assert_str_eq(take(i), want);
+    }
+}
+END_TEST
+
+START_TEST(the_leader_dies_and_nothing_is_lost) {
+    start_all(3);
+    for (int round = 0; round < 5; round++) {
+        const uint16_t old = (uint16_t)leader(), other = (uint16_t)((old + 1) % 3);
+        char line[64], reply[64];
+        for (int n = 0; n < 10; n++) say(other, 5, "INCR n");
+        run(1); /* some are on their way, some chosen, some not sent */
+        node_kill(old);
+        run(3000);
+        ck_assert_int_ne(leader(), old);
+        ck_assert_int_ge(leader(), 0);
+        const char *got = take(5);
+        for (int n = 1; n <= 10; n++) { /* each ran once, in order: the parked ones too */
+            snprintf(line, sizeof line, ":%d\r\n", round * 10 + n);
+            ck_assert_msg(strncmp(got, line, strlen(line)) == 0, "round %d n %d: %s", round, n, got);
+            got += strlen(line);
+        }
+        node_start(old);
+        run(2000);
+        char number[16];
+        snprintf(number, sizeof number, "%d", (round + 1) * 10);
+        snprintf(reply, sizeof reply, "$%zu\r\n%s\r\n", strlen(number), number);
+        expect(old, 6, "GET n", reply);
+    }
+    ck_assert_uint_eq(keyspace_hash(replica_keyspace(nodes[0].replica)),
+                      keyspace_hash(replica_keyspace(nodes[1].replica)));
+    ck_assert_uint_eq(keyspace_hash(replica_keyspace(nodes[0].replica)),
+                      keyspace_hash(replica_keyspace(nodes[2].replica)));
+}
+END_TEST
+
+static long long granted(uint16_t node, uint64_t client, const char *line) {
+    say(node, client, line);
+    run(200);
+    long long id = -1;
+    ck_assert_int_eq(sscanf(take(client), ":%lld", &id), 1);
+    return id;
+}
+
+START_TEST(a_lock_goes_on_when_its_lease_ends) {
+    start_all(3);
+    char line[128], reply[64];
+    const long long a = granted(0, 1, "LEASE.GRANT 2000"), b = granted(1, 2, "LEASE.GRANT 60000");
+    snprintf(line, sizeof line, "LOCK.ACQUIRE l LEASE %lld", a);
+    const long long token = granted(2, 1, line);
+    snprintf(line, sizeof line, "LOCK.ACQUIRE l LEASE %lld WAIT 20000", b);
+    expect(1, 2, line, "");
+    snprintf(line, sizeof line, "LEASE.KEEPALIVE %lld", a);
+    for (int i = 0; i < 5; i++) {
+        expect(2, 3, line, "*1\r\n:2000\r\n");
+        run(800);
+        ck_assert_str_eq(take(2), "");
+    }
+    run(2500);
+    long long next = 0;
+    ck_assert_int_eq(sscanf(take(2), ":%lld", &next), 1);
+    ck_assert_int_gt(next, token);
+    expect(2, 3, line, "*1\r\n:-1\r\n");
+    snprintf(line, sizeof line, "LOCK.CHECK l %lld", next);
+    expect(0, 3, line, ":1\r\n");
+    snprintf(reply, sizeof reply, "LOCK.CHECK l %lld", token);
+    say(0, 3, reply);
+    run(200);
+    ck_assert_int_eq(strncmp(take(3), "-FENCED", 7), 0);
+}
+END_TEST
+
+START_TEST(keys_end_and_no_reply_reveals_it_before_the_log) {
+    start_all(3);
+    expect(0, 1, "SET a 1 PX 1000", "+OK\r\n");
+    run(400);
+    expect(1, 1, "GET a", "$1\r\n1\r\n");
+    run(1000);
+    expect(2, 1, "GET a", "$-1\r\n");
+    expect(2, 1, "DBSIZE", ":0\r\n");
+}
+END_TEST
+
+START_TEST(a_move_waits_for_the_other_holder) {
+    start_all(3);
+    char line[256];
+    const long long a = granted(0, 1, "LEASE.GRANT 3000"), b = granted(1, 2, "LEASE.GRANT 3000");
+    snprintf(line, sizeof line, "ROUTE.BIND p s LEASE %lld x PREFER x y", a);
+    say(0, 1, line);
+    run(100);
+    long long epoch = 0;
+    ck_assert_int_eq(sscanf(take(1), "*6\r\n$1\r\nx\r\n:%lld\r\n", &epoch), 1);
+    snprintf(line, sizeof line, "ROUTE.GET p s LEASE %lld", b);
+    say(1, 2, line);
+    run(100);
+    ck_assert_ptr_nonnull(strstr(take(2), "$1\r\nx\r\n"));
+    for (int i = 0; i < 2; i++) { /* both are covered, and wait for news */
+        snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 0", i == 0 ? a : b);
+        say((uint16_t)i, (uint64_t)(10 + i), line);
+        run(1100);
+        ck_assert_int_eq(strncmp(take((uint64_t)(10 + i)), "*2\r\n:3000\r\n:0\r\n", 15), 0);
+    }
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 0", b);
+    say(1, 11, line);
+    run(50);
+    snprintf(line, sizeof line, "ROUTE.MOVE p s %lld LEASE %lld y FORCE", epoch, a);
+    say(0, 1, line);
+    run(50);
+    ck_assert_str_eq(take(1), ""); /* b may still serve x */
+    long long ttl = 0, serial = 0;
+    const char *news = take(11);
+    ck_assert_msg(sscanf(news, "*5\r\n:%lld\r\n:%lld\r\n$1\r\np", &ttl, &serial) == 2, "%s", news);
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld %lld", b, serial);
+    say(1, 11, line);
+    run(50);
+    ck_assert_ptr_nonnull(strstr(take(1), "$1\r\ny\r\n"));
+    ck_assert_str_eq(take(11), "");
+}
+END_TEST
+
+START_TEST(a_move_waits_out_the_cover_of_a_silent_holder) {
+    start_all(3);
+    char line[256];
+    const long long a = granted(0, 1, "LEASE.GRANT 3000"), b = granted(1, 2, "LEASE.GRANT 3000");
+    snprintf(line, sizeof line, "ROUTE.BIND p s LEASE %lld x PREFER x y", b);
+    say(1, 2, line);
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 0", b);
+    say(1, 11, line);
+    run(1100);
+    long long epoch = 0;
+    ck_assert_int_eq(sscanf(take(2), "*6\r\n$1\r\nx\r\n:%lld\r\n", &epoch), 1);
+    snprintf(line, sizeof line, "LEASE.KEEPALIVE %lld %lld", a, b);
+    snprintf(replies[20], sizeof replies[20], "ROUTE.MOVE p s %lld LEASE %lld y FORCE", epoch, a);
+    char move[128];
+    strcpy(move, take(20));
+    say(0, 1, move);
+    for (int i = 0; i < 18; i++) { /* the lease lives on, but only NEXT covers */
+        say(2, 3, line);
+        run(100);
+        ck_assert_msg(take(1)[0] == '\0', "moved after %d ms", i * 100);
+    }
+    for (int i = 0; i < 18; i++) {
+        say(2, 3, line);
+        run(100);
+    }
+    ck_assert_ptr_nonnull(strstr(take(1), "$1\r\ny\r\n"));
+}
+END_TEST
+
+START_TEST(scripts_run_on_any_node) {
+    start_all(3);
+    const struct slice set[] = {slice_str("EVAL"),
+                                slice_str("redis.call('SET', KEYS[1], ARGV[1]); return redis.call('INCR', KEYS[1])"),
+                                slice_str("1"), slice_str("k"), slice_str("41")};
+    for (uint16_t i = 0; i < 3; i++) {
+        replica_command(nodes[i].replica, now_ms, 0, i, 5, set);
+        nodes[i].wake_ms = now_ms;
+        run(200);
+        ck_assert_str_eq(take(i), ":42\r\n");
+    }
+    expect(0, 1, "GET k", "$2\r\n42\r\n");
+}
+END_TEST
+
+START_TEST(a_wiped_node_does_not_vote) {
+    start_all(3);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    const uint16_t victim = (uint16_t)((leader() + 1) % 3);
+    node_kill(victim);
+    memset(&nodes[victim].saved, 0, sizeof nodes[victim].saved);
+    for (int s = 0; s < SLOTS; s++) nodes[victim].slots[s].there = false;
+    node_count = 3;
+    now_ms += 10;
+    /* another store id in the same place */
+    nodes[victim].boot = ++next_boot;
+    struct replica_config config = {.alloc = heap_alloc(),
+                                    .node = victim,
+                                    .node_count = 3,
+                                    .store_id = 999,
+                                    .boot_id = nodes[victim].boot,
+                                    .fresh_cluster_id = 8,
+                                    .seed = 5,
+                                    .start_ms = now_ms,
+                                    .heartbeat_ms = 50,
+                                    .lease_ms = 300,
+                                    .election_spread_ms = 100,
+                                    .drift_ppm = 500,
+                                    .forward_timeout_ms = 10000,
+                                    .reattach_ms = 1000,
+                                    .inflight_max = 16,
+                                    .batch_bytes_max = 1 << 20,
+                                    .queue_bytes_max = 1 << 24,
+                                    .client_pending_max = 1024,
+                                    .request_bytes_max = 1 << 19,
+                                    .version = "test"};
+    ks_settings_default(&config.settings);
+    const struct replica_sink sink = {&nodes[victim], sink_save,  sink_send, sink_reply,
+                                      sink_hang_up,   sink_fetch, sink_note};
+    nodes[victim].replica = replica_new(&config, &nodes[victim].saved, &sink);
+    nodes[victim].alive = true;
+    nodes[victim].wake_ms = now_ms;
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != victim) {
+            replica_link_up(nodes[victim].replica, now_ms, i);
+            replica_link_up(nodes[i].replica, now_ms, victim);
+        }
+    run(2000);
+    ck_assert_int_eq(replica_identity(nodes[victim].replica), IDENTITY_OUTCAST);
+    say(victim, 9, "GET a");
+    run(10);
+    const char *got = take(9);
+    ck_assert_msg(strncmp(got, "-CLUSTERDOWN this node's store 00000000000003e7", 46) == 0, "%s", got);
+    /* with the wiped node's vote a majority would be there; without it there is none */
+    node_kill((uint16_t)leader());
+    run(5000);
+    ck_assert_int_eq(leader(), -1);
+}
+END_TEST
+
+int main(void) {
+    TCase *tc = tcase_create("replica");
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, one_node_serves_and_remembers);
+    tcase_add_test(tc, any_node_answers);
+    tcase_add_test(tc, a_pipeline_keeps_its_order_at_any_node);
+    tcase_add_test(tc, the_leader_dies_and_nothing_is_lost);
+    tcase_add_test(tc, a_lock_goes_on_when_its_lease_ends);
+    tcase_add_test(tc, keys_end_and_no_reply_reveals_it_before_the_log);
+    tcase_add_test(tc, a_move_waits_for_the_other_holder);
+    tcase_add_test(tc, a_move_waits_out_the_cover_of_a_silent_holder);
+    tcase_add_test(tc, scripts_run_on_any_node);
+    tcase_add_test(tc, a_wiped_node_does_not_vote);
+    Suite *suite = suite_create("replica");
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_tap(runner, "-");
+    srunner_run_all(runner, CK_SILENT);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}

@@ -1,0 +1,252 @@
+/* The order of one client's commands and replies, what is said again and what never is, and the two kinds of timeout.
+ * Guards N1-N5 of router.h with a hand-fed router: no leader, no log. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "common/io/heap.h"
+#include "lockd/core/router.h"
+
+static struct router *rt;
+static char calls[4096], out[4096];
+static const struct ballot b1 = {1, 0}, b2 = {2, 1};
+
+static void on_call(void *context, const struct router_call *call) {
+    (void)context;
+    char text[128];
+    snprintf(text, sizeof text, "%c%llu", call->write ? 'w' : 'r', (unsigned long long)call->seq);
+    strcat(calls, text);
+    if (call->write) {
+        snprintf(text, sizeof text, "<%llu", (unsigned long long)call->after);
+        strcat(calls, text);
+    }
+    snprintf(text, sizeof text, ":%.*s ", (int)call->argv[0].bytes, call->argv[0].data);
+    strcat(calls, text);
+}
+static void on_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
+    (void)context;
+    char text[256];
+    snprintf(text, sizeof text, "%llu%s%.*s ", (unsigned long long)client, leased ? "L" : "=", (int)bytes.bytes - 2,
+             bytes.data);
+    strcat(out, text);
+}
+static void on_hang_up(void *context, uint64_t client) {
+    (void)context, (void)client;
+    strcat(out, "bye ");
+}
+
+static void setup(void) {
+    const struct router_config config = {.alloc = heap_alloc(),
+                                         .node = 2,
+                                         .boot = 77,
+                                         .timeout_ms = 10000,
+                                         .reattach_ms = 1000,
+                                         .pending_max = 8,
+                                         .pending_bytes_max = 1 << 20,
+                                         .bytes_max = 1 << 20};
+    const struct router_sink sink = {NULL, on_call, on_reply, on_hang_up};
+    rt = router_new(&config, &sink);
+    calls[0] = out[0] = '\0';
+}
+static void teardown(void) {
+    router_free(rt);
+    ck_assert_uint_eq(heap_bytes_in_use(), 0);
+}
+
+static void say(uint64_t now_ms, uint64_t client, const char *line) {
+    char text[256];
+    struct slice argv[16];
+    uint32_t argc = 0;
+    snprintf(text, sizeof text, "%s", line);
+    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) argv[argc++] = slice_str(word);
+    const struct command *command = command_find(argv[0], false);
+    ck_assert_ptr_nonnull(command);
+    router_add(rt, now_ms, client, command, argc, argv);
+}
+static void answer_write(uint64_t seq, const char *reply) {
+    router_write_reply(rt, seq, slice_str(reply));
+}
+#define called(want)                                                                                                   \
+    do {                                                                                                               \
+        ck_assert_str_eq(calls, want);                                                                                 \
+        calls[0] = '\0';                                                                                               \
+    } while (0)
+#define replied(want)                                                                                                  \
+    do {                                                                                                               \
+        router_flush(rt);                                                                                              \
+        ck_assert_str_eq(out, want);                                                                                   \
+        out[0] = '\0';                                                                                                 \
+    } while (0)
+
+START_TEST(replies_keep_the_order_of_commands) {
+    say(0, 1, "SET a 1");
+    router_answered(rt, 1, slice_str("+PONG\r\n"), false);
+    say(0, 1, "SET b 1");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET w2<1:SET ");
+    answer_write(2, "+two\r\n");
+    replied("");
+    answer_write(1, "+one\r\n");
+    replied("1=+one 1=+PONG 1=+two ");
+}
+END_TEST
+
+START_TEST(a_read_waits_for_the_writes_before_it) {
+    say(0, 1, "SET a 1");
+    say(0, 1, "GET a");
+    say(0, 1, "GET b");
+    say(0, 1, "SET a 2");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET ");
+    answer_write(1, "+OK\r\n");
+    router_pump(rt, 0, &b1);
+    called("r1:GET r2:GET ");
+    router_read_reply(rt, 1, slice_str("$1\r\n1\r\n"), true);
+    router_pump(rt, 0, &b1);
+    called("");
+    router_read_reply(rt, 2, slice_str("$-1\r\n"), true);
+    router_pump(rt, 0, &b1);
+    called("w2<1:SET ");
+}
+END_TEST
+
+START_TEST(a_wait_for_a_lock_holds_the_rest_back) {
+    say(0, 1, "LOCK.ACQUIRE l LEASE 1 WAIT 100");
+    say(0, 1, "SET a 1");
+    say(0, 2, "SET b 1");
+    router_pump(rt, 0, &b1);
+    called("w1<0:LOCK.ACQUIRE w2<1:SET ");
+    answer_write(2, "+OK\r\n");
+    router_write_queued(rt, 0, 1);
+    router_pump(rt, 0, &b1);
+    called("");
+    answer_write(1, ":5\r\n");
+    router_pump(rt, 0, &b1);
+    called("w3<2:SET ");
+}
+END_TEST
+
+START_TEST(nothing_goes_out_without_a_leader_and_times_out_as_not_run) {
+    say(0, 1, "SET a 1");
+    say(1, 1, "GET a");
+    router_pump(rt, 0, NULL);
+    called("");
+    ck_assert_uint_eq(router_wake_at(rt), 10000);
+    router_expire(rt, 10001);
+    replied("1=-CLUSTERDOWN no leader within forward-timeout (10000 ms); the command did not run "
+            "1=-CLUSTERDOWN no leader within forward-timeout (10000 ms); the command did not run ");
+}
+END_TEST
+
+START_TEST(what_is_out_times_out_as_uncertain) {
+    say(0, 1, "SET a 1");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET ");
+    router_expire(rt, 10000);
+    replied("1=-UNCERTAIN no answer within forward-timeout (10000 ms); the command may have run ");
+    answer_write(1, "+OK\r\n"); /* too late: the client has its one answer */
+    replied("");
+}
+END_TEST
+
+START_TEST(a_new_ballot_alone_proves_nothing) {
+    say(0, 1, "SET a 1");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET ");
+    router_pump(rt, 0, &b2); /* its first entry is not applied here: w1 may be in the log below it */
+    called("");
+    say(0, 2, "SET b 1");
+    router_first(rt, b2); /* now it is known not to have run */
+    router_pump(rt, 0, &b2);
+    called("w1<0:SET w2<1:SET ");
+    router_expire(rt, 10000);
+    replied("2=-UNCERTAIN no answer within forward-timeout (10000 ms); the command may have run "
+            "1=-UNCERTAIN no answer within forward-timeout (10000 ms); the command may have run ");
+}
+END_TEST
+
+START_TEST(after_proof_a_timeout_is_not_uncertain) {
+    say(0, 1, "SET a 1");
+    router_pump(rt, 0, &b1);
+    router_first(rt, b2);
+    router_pump(rt, 0, NULL);
+    router_expire(rt, 10000);
+    replied("1=-CLUSTERDOWN no leader within forward-timeout (10000 ms); the command did not run ");
+}
+END_TEST
+
+START_TEST(a_remade_link_says_all_of_it_again_in_order) {
+    say(0, 1, "SET a 1");
+    say(0, 2, "LOCK.ACQUIRE l LEASE 1 WAIT 5");
+    say(0, 3, "SET c 1");
+    say(0, 4, "GET a");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET w2<1:LOCK.ACQUIRE w3<2:SET r1:GET ");
+    router_write_queued(rt, 0, 2); /* ran: never said again */
+    router_writes_again(rt);
+    router_reads_again(rt);
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET w3<1:SET r1:GET ");
+}
+END_TEST
+
+START_TEST(a_client_that_leaves_gives_up_its_place_by_name) {
+    say(0, 1, "LOCK.ACQUIRE l LEASE 1 WAIT 60000");
+    say(0, 1, "SET never 1");
+    router_pump(rt, 0, &b1);
+    router_write_queued(rt, 0, 1);
+    called("w1<0:LOCK.ACQUIRE ");
+    router_client_gone(rt, 500, 1);
+    router_expire(rt, 1499);
+    router_pump(rt, 1499, &b1);
+    called("");
+    router_expire(rt, 1500);
+    router_pump(rt, 1500, &b1);
+    called("w2<1:%DEQUEUE ");
+    answer_write(2, ":1\r\n");
+    answer_write(1, "$-1\r\n");
+    replied("");
+    ck_assert_uint_eq(router_pending(rt), 0);
+}
+END_TEST
+
+START_TEST(a_client_may_have_so_much_waiting_and_no_more) {
+    for (int i = 0; i < 8; i++) {
+        ck_assert(router_room(rt, 1));
+        say(0, 1, "SET a 1");
+    }
+    ck_assert(!router_room(rt, 1));
+    ck_assert(router_room(rt, 2));
+}
+END_TEST
+
+START_TEST(an_outcast_refuses_at_once) {
+    say(0, 1, "SET a 1");
+    router_refuse(rt, "CLUSTERDOWN not ours");
+    say(0, 1, "GET a");
+    replied("1=-CLUSTERDOWN not ours 1=-CLUSTERDOWN not ours ");
+}
+END_TEST
+
+int main(void) {
+    TCase *tc = tcase_create("router");
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_test(tc, replies_keep_the_order_of_commands);
+    tcase_add_test(tc, a_read_waits_for_the_writes_before_it);
+    tcase_add_test(tc, a_wait_for_a_lock_holds_the_rest_back);
+    tcase_add_test(tc, nothing_goes_out_without_a_leader_and_times_out_as_not_run);
+    tcase_add_test(tc, what_is_out_times_out_as_uncertain);
+    tcase_add_test(tc, a_new_ballot_alone_proves_nothing);
+    tcase_add_test(tc, after_proof_a_timeout_is_not_uncertain);
+    tcase_add_test(tc, a_remade_link_says_all_of_it_again_in_order);
+    tcase_add_test(tc, a_client_that_leaves_gives_up_its_place_by_name);
+    tcase_add_test(tc, a_client_may_have_so_much_waiting_and_no_more);
+    tcase_add_test(tc, an_outcast_refuses_at_once);
+    Suite *suite = suite_create("router");
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_tap(runner, "-");
+    srunner_run_all(runner, CK_SILENT);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
