@@ -1,0 +1,461 @@
+/* node.c - see node.h. */
+#include "lockd/io/node.h"
+#include "common/io/clock.h"
+#include "common/io/heap.h"
+#include "common/io/log.h"
+#include "lockd/core/replica.h"
+#include "lockd/io/clients.h"
+#include "lockd/io/peers.h"
+#include "lockd/io/store.h"
+#include <event2/event_struct.h>
+#include <errno.h>
+#include <event2/event.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    INFLIGHT_MAX = 16,
+    BATCH_BYTES_MAX = 2 * 1024 * 1024,
+    QUEUE_BYTES_MAX = 64 * 1024 * 1024,
+    CLIENT_PENDING_MAX = 1024,
+    STORE_QUEUE_BYTES_MAX = 256 * 1024 * 1024,
+    FETCH_BYTES = 4 * 1024 * 1024,         /* one answer to a peer that catches up */
+    FETCH_BACKLOG_BYTES = 8 * 1024 * 1024, /* no more of them while that much waits on its link */
+    STOP_MS = 500,
+    SPARE_DESCRIPTORS = 256 /* store, peers, timers, and what the libraries open */
+};
+
+struct fetch {
+    bool wanted;
+    paxos_slot from_slot, to_slot;
+};
+
+struct node {
+    const struct config *config;
+    struct event_base *base;
+    struct event turn_event, timer_event, wake_event, term_event, int_event, stop_event;
+    int timer_fd, wake_fd;
+    int client_listener, peer_listener; /* -1 once handed over */
+    uint64_t armed_ms;                  /* what timer_fd is set to; UINT64_MAX: nothing */
+    uint64_t durable;
+    bool in_replica, stopping;
+    int result;
+    uint32_t clients_max;
+    const char *addresses[PAXOS_NODES_MAX];
+    struct store *store;
+    struct replica *replica;
+    struct clients *clients;
+    struct peers *peers; /* NULL in a cluster of one */
+    struct fetch fetches[PAXOS_NODES_MAX];
+    bool fetching;
+    struct paxos_entry entries[FRAME_ENTRIES_MAX];
+    struct buf frame;
+};
+
+/* ---- the turn ---- */
+
+static void work(void *context) {
+    struct node *n = context;
+    if (!n->in_replica) event_active(&n->turn_event, EV_TIMEOUT, 0);
+}
+
+static void end(struct node *n, int result) {
+    if (n->result == 0) n->result = result;
+    event_base_loopbreak(n->base);
+}
+
+/* The store's own words, once. */
+static void end_failed_store(struct node *n, const char *error) {
+    if (n->result == 0) log_error("store failed what=\"%s\"", error);
+    end(n, 1);
+}
+
+static void run_fetches(struct node *n) {
+    char error[STORE_ERROR_BYTES];
+    bool failed;
+    n->fetching = false;
+    for (uint16_t peer = 0; peer < n->config->node_count; peer++) {
+        struct fetch *f = &n->fetches[peer];
+        if (!f->wanted) continue;
+        f->wanted = false;
+        if (n->peers == NULL || peers_backlog(n->peers, peer) > FETCH_BACKLOG_BYTES) continue; /* it asks again */
+        const uint32_t count =
+            store_fetch(n->store, f->from_slot, f->to_slot, FETCH_BYTES, n->entries, FRAME_ENTRIES_MAX);
+        if (count == 0) continue;
+        buf_clear(&n->frame);
+        replica_chosen_frame(n->replica, peer, n->entries, count, &n->frame);
+        peers_send(n->peers, peer, buf_slice(&n->frame));
+    }
+    if (n->frame.capacity > 2 * FETCH_BYTES) buf_release(&n->frame);
+    (void)store_durable(n->store, &failed, error, sizeof error);
+    if (failed) end_failed_store(n, error);
+}
+
+static void arm(struct node *n, uint64_t wake_ms) {
+    if (wake_ms >= n->armed_ms) return; /* it will fire early and be set again */
+    const struct itimerspec at = {
+        .it_value = {.tv_sec = (time_t)(wake_ms / 1000), .tv_nsec = (long)(wake_ms % 1000) * 1000000}};
+    must(timerfd_settime(n->timer_fd, TFD_TIMER_ABSTIME, &at, NULL) == 0);
+    n->armed_ms = wake_ms;
+}
+
+static void on_turn(int fd, short what, void *context) {
+    struct node *n = context;
+    (void)fd;
+    (void)what;
+    if (n->result != 0) return;
+    n->in_replica = true;
+    const uint64_t wake_ms = replica_turn(n->replica, clock_now_ms());
+    n->in_replica = false;
+    if (replica_halt_reason(n->replica) != NULL) {
+        log_error("replica halted what=\"%s\"", replica_halt_reason(n->replica));
+        end(n, 1);
+        return;
+    }
+    if (n->fetching) run_fetches(n);
+    if (n->peers != NULL) peers_flush(n->peers);
+    clients_flush(n->clients, !clients_has_leased(n->clients) || replica_reads_hold(n->replica, clock_now_ms()));
+    arm(n, wake_ms);
+    if (n->stopping && clients_count(n->clients) == 0) end(n, 0);
+}
+
+/* ---- inputs ---- */
+
+static void on_timer(int fd, short what, void *context) {
+    struct node *n = context;
+    uint64_t count;
+    (void)what;
+    if (read(fd, &count, sizeof count) < 0) return;
+    n->armed_ms = UINT64_MAX;
+    work(n);
+}
+
+static void on_wake(int fd, short what, void *context) {
+    struct node *n = context;
+    char error[STORE_ERROR_BYTES];
+    uint64_t count;
+    bool failed;
+    (void)what;
+    if (read(fd, &count, sizeof count) < 0) return;
+    const uint64_t durable = store_durable(n->store, &failed, error, sizeof error);
+    if (failed) {
+        end_failed_store(n, error);
+        return;
+    }
+    if (durable == n->durable) return;
+    n->durable = durable;
+    replica_durable(n->replica, clock_now_ms(), durable);
+    work(n);
+}
+
+/* From the commit thread. */
+static void wake(void *context) {
+    const struct node *n = context;
+    const uint64_t one = 1;
+    (void)!write(n->wake_fd, &one, sizeof one);
+}
+
+static bool client_room(void *context, uint64_t client) {
+    const struct node *n = context;
+    return replica_client_room(n->replica, client);
+}
+
+static void client_command(void *context, uint64_t client, uint32_t argc, const struct slice *argv) {
+    struct node *n = context;
+    struct timespec unix_time; /* for the command TIME only */
+    clock_gettime(CLOCK_REALTIME, &unix_time);
+    const uint64_t unix_us = (uint64_t)unix_time.tv_sec * 1000000 + (uint64_t)unix_time.tv_nsec / 1000;
+    replica_command(n->replica, clock_now_ms(), unix_us, client, argc, argv);
+}
+
+static void client_gone(void *context, uint64_t client) {
+    struct node *n = context;
+    replica_client_gone(n->replica, clock_now_ms(), client);
+}
+
+static void link_up(void *context, uint16_t peer) {
+    struct node *n = context;
+    replica_link_up(n->replica, clock_now_ms(), peer);
+}
+
+static void link_lost(void *context, uint16_t peer) {
+    struct node *n = context;
+    replica_link_lost(n->replica, clock_now_ms(), peer);
+}
+
+static void peer_frame(void *context, uint16_t peer, uint64_t boot, const struct frame *frame) {
+    struct node *n = context;
+    /* frames may be answered while they are taken in: what leaves then waits for the turn's flush like the rest */
+    n->in_replica = true;
+    replica_frame(n->replica, clock_now_ms(), peer, boot, frame);
+    n->in_replica = false;
+}
+
+/* ---- outputs; all inside replica_turn ---- */
+
+static void save(void *context, uint64_t batch, const struct paxos_output *out, const struct identity_record *record) {
+    struct node *n = context;
+    store_save(n->store, batch, out, record);
+}
+
+static void send_frame(void *context, uint16_t peer, struct slice frame) {
+    struct node *n = context;
+    if (n->peers != NULL) peers_send(n->peers, peer, frame);
+}
+
+static void reply(void *context, uint64_t client, struct slice bytes, bool leased) {
+    struct node *n = context;
+    clients_reply(n->clients, client, bytes, leased);
+}
+
+static void hang_up(void *context, uint64_t client) {
+    struct node *n = context;
+    clients_hang_up(n->clients, client);
+}
+
+static void fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot to_slot) {
+    struct node *n = context;
+    n->fetches[peer] = (struct fetch){.wanted = true, .from_slot = from_slot, .to_slot = to_slot};
+    n->fetching = true;
+}
+
+static void note(void *context, char level, const char *text) {
+    (void)context;
+    log_line(level == 'e' ? LOG_LEVEL_ERROR : level == 'w' ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "%s", text);
+}
+
+/* ---- the end ---- */
+
+static void on_signal(int number, short what, void *context) {
+    struct node *n = context;
+    const struct timeval stop = {.tv_usec = STOP_MS * 1000};
+    (void)what;
+    if (n->stopping) return;
+    log_info("lockd stopping signal=%s clients=%u", number == SIGTERM ? "SIGTERM" : "SIGINT",
+             clients_count(n->clients));
+    n->stopping = true;
+    clients_stop(n->clients);
+    event_add(&n->stop_event, &stop);
+    work(n);
+}
+
+static void on_stop_timer(int fd, short what, void *context) {
+    (void)fd;
+    (void)what;
+    end(context, 0);
+}
+
+/* ---- the beginning ---- */
+
+static int cannot_start(const char *error) {
+    log_error("lockd cannot-start what=\"%s\"", error);
+    return -1;
+}
+
+/* As many descriptors as clients-max needs; fewer clients when nobody asked for that many. */
+static int raise_descriptors(struct node *n) {
+    const rlim_t wanted = n->config->clients_max + SPARE_DESCRIPTORS;
+    char error[256];
+    struct rlimit limit;
+    n->clients_max = (uint32_t)n->config->clients_max;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return cannot_start(strerror(errno));
+    if (limit.rlim_cur >= wanted) return 0;
+    struct rlimit higher = {.rlim_cur = wanted, .rlim_max = limit.rlim_max > wanted ? limit.rlim_max : wanted};
+    if (setrlimit(RLIMIT_NOFILE, &higher) == 0) return 0;
+    higher = (struct rlimit){.rlim_cur = limit.rlim_max, .rlim_max = limit.rlim_max};
+    if (setrlimit(RLIMIT_NOFILE, &higher) != 0) higher = limit;
+    if (higher.rlim_cur >= wanted) return 0;
+    if (n->config->clients_max_given || higher.rlim_cur <= SPARE_DESCRIPTORS) {
+        snprintf(error, sizeof error,
+                 "clients-max %llu needs %llu file descriptors and the limit is %llu: raise it (ulimit -Hn, "
+                 "LimitNOFILE) or lower clients-max",
+                 (unsigned long long)n->config->clients_max, (unsigned long long)wanted,
+                 (unsigned long long)higher.rlim_cur);
+        return cannot_start(error);
+    }
+    n->clients_max = (uint32_t)(higher.rlim_cur - SPARE_DESCRIPTORS);
+    log_warn("lockd fewer-clients clients-max=%u descriptors=%llu", n->clients_max,
+             (unsigned long long)higher.rlim_cur);
+    return 0;
+}
+
+/* Take the addresses before anything else is touched; listening starts when there is somebody to answer. */
+static int bind_addresses(struct node *n) {
+    char error[NET_ERROR_BYTES], text[NET_ERROR_BYTES + 32];
+    const struct config *c = n->config;
+    if (net_bind(&c->listen_address, &n->client_listener, error, sizeof error) != 0) {
+        snprintf(text, sizeof text, "listen: %s", error);
+        return cannot_start(text);
+    }
+    if (c->node_count == 1) return 0;
+    if (net_bind(&c->nodes[c->node - 1], &n->peer_listener, error, sizeof error) != 0) {
+        snprintf(text, sizeof text, "nodes, entry %llu: %s", (unsigned long long)c->node, error);
+        return cannot_start(text);
+    }
+    return 0;
+}
+
+static int listen_all(struct node *n) {
+    char error[NET_ERROR_BYTES], name[NET_NAME_BYTES];
+    if (net_listen(n->client_listener, error, sizeof error) != 0) return cannot_start(error);
+    if (n->peer_listener >= 0) {
+        if (net_listen(n->peer_listener, error, sizeof error) != 0) return cannot_start(error);
+        net_local_name(n->peer_listener, name);
+        log_info("lockd peer-listening address=%s node=%llu nodes=%u", name, (unsigned long long)n->config->node,
+                 n->config->node_count);
+    }
+    net_local_name(n->client_listener, name);
+    log_info("lockd listening address=%s", name);
+    return 0;
+}
+
+static uint64_t random_id(void) {
+    uint64_t id = 0;
+    while (id == 0) id = clock_random_u64();
+    return id;
+}
+
+static int open_store(struct node *n) {
+    const struct config *c = n->config;
+    char error[STORE_ERROR_BYTES];
+    const struct store_config config = {.directory = c->data_dir,
+                                        .map_bytes = c->log_map_bytes,
+                                        .node = (uint16_t)(c->node - 1),
+                                        .node_count = (uint16_t)c->node_count,
+                                        .fresh_store_id = random_id(),
+                                        .queue_bytes_max = STORE_QUEUE_BYTES_MAX,
+                                        .wake = wake,
+                                        .context = n};
+    if (store_open(&config, &n->store, error, sizeof error) != 0) return cannot_start(error);
+    return 0;
+}
+
+static void replay(void *context, paxos_slot slot, struct slice value) {
+    struct node *n = context;
+    replica_replay(n->replica, slot, value);
+}
+
+static int make_replica(struct node *n) {
+    const struct config *c = n->config;
+    char error[STORE_ERROR_BYTES];
+    struct replica_saved saved;
+    const uint64_t start_ms = clock_now_ms();
+    store_saved(n->store, &saved);
+    const struct replica_config config = {.alloc = heap_alloc(),
+                                          .node = (uint16_t)(c->node - 1),
+                                          .node_count = (uint16_t)c->node_count,
+                                          .store_id = store_id(n->store),
+                                          .boot_id = random_id(),
+                                          .fresh_cluster_id = random_id(),
+                                          .seed = random_id(),
+                                          .start_ms = start_ms,
+                                          .heartbeat_ms = (uint32_t)c->heartbeat_ms,
+                                          .lease_ms = (uint32_t)c->leader_lease_ms,
+                                          .election_spread_ms = (uint32_t)c->election_spread_ms,
+                                          .drift_ppm = (uint32_t)c->clock_drift_ppm,
+                                          .forward_timeout_ms = (uint32_t)c->forward_timeout_ms,
+                                          .reattach_ms = (uint32_t)c->reattach_ms,
+                                          .inflight_max = INFLIGHT_MAX,
+                                          .batch_bytes_max = BATCH_BYTES_MAX,
+                                          .queue_bytes_max = QUEUE_BYTES_MAX,
+                                          .client_pending_max = CLIENT_PENDING_MAX,
+                                          .request_bytes_max = (uint32_t)c->request_bytes_max,
+                                          .settings = c->settings,
+                                          .version = HOLDFAST_VERSION,
+                                          .node_addresses = c->has_nodes ? n->addresses : NULL};
+    const struct replica_sink sink = {.context = n,
+                                      .save = save,
+                                      .send = send_frame,
+                                      .reply = reply,
+                                      .hang_up = hang_up,
+                                      .fetch = fetch,
+                                      .note = note};
+    n->replica = replica_new(&config, &saved, &sink);
+    if (store_replay(n->store, replay, n, error, sizeof error) != 0) return cannot_start(error);
+    log_info("store opened directory=%s store=%016llx slots=%llu ms=%llu", c->data_dir,
+             (unsigned long long)config.store_id, (unsigned long long)saved.paxos.chosen,
+             (unsigned long long)(clock_now_ms() - start_ms));
+    n->frame.alloc = heap_alloc();
+    if (n->config->node_count == 1) return 0;
+    const struct peers_config peers = {
+        .base = n->base,
+        .node = config.node,
+        .node_count = config.node_count,
+        .nodes = c->nodes,
+        .boot = config.boot_id,
+        .listener = n->peer_listener,
+        .sink = {.context = n, .link_up = link_up, .link_lost = link_lost, .frame = peer_frame, .work = work}};
+    n->peers = peers_new(&peers);
+    return 0;
+}
+
+static void make_clients(struct node *n) {
+    const struct config *c = n->config;
+    const struct clients_config config = {
+        .base = n->base,
+        .listener = n->client_listener,
+        .clients_max = n->clients_max,
+        .limits = {.argc_max = (uint32_t)c->arguments_max,
+                   .arg_bytes_max = (uint32_t)c->request_bytes_max,
+                   .request_bytes_max = (uint32_t)c->request_bytes_max},
+        .sink = {.context = n, .room = client_room, .command = client_command, .gone = client_gone, .work = work}};
+    n->clients = clients_new(&config);
+    n->client_listener = -1;
+}
+
+static int make_loop(struct node *n) {
+    struct event_config *config = event_config_new();
+    must(config != NULL);
+    event_config_set_flag(config, EVENT_BASE_FLAG_NO_CACHE_TIME);
+    n->base = event_base_new_with_config(config);
+    event_config_free(config);
+    n->timer_fd = timerfd_create(CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+    n->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (n->base == NULL || n->timer_fd < 0 || n->wake_fd < 0) return cannot_start(strerror(errno));
+    must(event_assign(&n->turn_event, n->base, -1, 0, on_turn, n) == 0);
+    must(event_assign(&n->timer_event, n->base, n->timer_fd, EV_READ | EV_PERSIST, on_timer, n) == 0);
+    must(event_assign(&n->wake_event, n->base, n->wake_fd, EV_READ | EV_PERSIST, on_wake, n) == 0);
+    must(evsignal_assign(&n->term_event, n->base, SIGTERM, on_signal, n) == 0);
+    must(evsignal_assign(&n->int_event, n->base, SIGINT, on_signal, n) == 0);
+    must(evtimer_assign(&n->stop_event, n->base, on_stop_timer, n) == 0);
+    must(event_add(&n->timer_event, NULL) == 0 && event_add(&n->wake_event, NULL) == 0);
+    must(event_add(&n->term_event, NULL) == 0 && event_add(&n->int_event, NULL) == 0);
+    return 0;
+}
+
+static int start(struct node *n) {
+    if (raise_descriptors(n) != 0 || make_loop(n) != 0) return -1;
+    if (bind_addresses(n) != 0 || open_store(n) != 0 || make_replica(n) != 0) return -1;
+    if (listen_all(n) != 0) return -1;
+    n->peer_listener = -1;
+    make_clients(n);
+    return 0;
+}
+
+int node_run(const struct config *config) {
+    const struct alloc *a = heap_alloc();
+    struct node *n = alloc_get0(a, sizeof *n);
+    n->config = config;
+    n->timer_fd = n->wake_fd = n->client_listener = n->peer_listener = -1;
+    n->armed_ms = UINT64_MAX;
+    for (uint32_t i = 0; i < config->node_count; i++) n->addresses[i] = config->node_texts[i];
+    signal(SIGPIPE, SIG_IGN);
+    if (start(n) == 0) {
+        work(n);
+        event_base_dispatch(n->base);
+    } else {
+        n->result = 1;
+    }
+    clients_free(n->clients);
+    peers_free(n->peers);
+    if (n->result == 0) {
+        store_close(n->store);
+        log_info("lockd stopped");
+    }
+    return n->result; /* the process ends now: what is left is the system's to take back */
+}
