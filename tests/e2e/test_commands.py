@@ -22,7 +22,7 @@ def redis(tmp_path):
 
 # Sent to both in this order; {key} with a deadline keep theirs long enough that a whole second cannot pass between.
 SAME = '''
-PING | PING hello | ECHO hello | SELECT 0 | SELECT 1 | SELECT x | ping | eCHO Hi
+PING | PING hello | ECHO hello | SELECT 0 | SELECT x | ping | eCHO Hi
 SET a 1 | GET a | SET a 2 NX | SET a 2 XX | GET a | SET b 1 XX | GET b | SET a 3 GET | SET new 1 GET | SET new 2 NX GET
 set A 1 nx | SET a 1 PX 100000 | TTL a | SET a 2 KEEPTTL | TTL a | SET a 3 | TTL a | PTTL a | SET a 1 EX 100 | TTL a
 SET a 1 px 0 | SET a 1 EX -1 | SET a 1 EX abc | SET a 1 PX | SET a 1 NX XX | SET a 1 EX 10 PX 10 | SET a 1 KEEPTTL EX 1
@@ -35,7 +35,7 @@ EXPIRE a -1 | EXISTS a | SET a 1 | PEXPIRE a 0 | EXISTS a
 INCR n | INCR n | GET n | SET n abc | INCR n | SET n 9223372036854775807 | INCR n | SET n -5 | INCR n | SET n 1.5 | INCR n | SET n " 1" | INCR n | INCR
 DEL n a A | DBSIZE | SET x 1 | SET y 2 | DBSIZE | FLUSHALL | DBSIZE | FLUSHALL ASYNC | FLUSHALL SYNC | FLUSHALL FROB
 NOSUCH | NOSUCH a b | NOSUCH "a b" c | GETX a | ""
-CLIENT SETNAME worker | CLIENT GETNAME | CLIENT SETNAME "a b" | CLIENT SETINFO lib-name x | CLIENT
+CLIENT SETNAME worker | CLIENT GETNAME | CLIENT SETNAME "a b" | CLIENT
 EVAL "return 1" 0 | EVAL "return 'a'" 0 | EVAL "return {1,2,'x'}" 0 | EVAL "return nil" 0 | EVAL "return false" 0 | EVAL "return true" 0 | EVAL "return 3.7" 0
 EVAL "return {1,2,nil,4}" 0 | EVAL "return {ok='fine'}" 0 | EVAL "return {err='ERR mine'}" 0 | EVAL "return redis.status_reply('s')" 0 | EVAL "return redis.error_reply('ERR e')" 0
 EVAL "return KEYS[1]..ARGV[1]" 1 k v | EVAL "return #KEYS + #ARGV" 2 a b c | EVAL "return 1" | EVAL "return 1" 1 | EVAL "return 1" -1 | EVAL "return 1" x
@@ -87,6 +87,8 @@ def test_hello_quit_client_command_info_time(one):
     assert pairs(client('HELLO', '2', 'SETNAME', 'me'))['proto'] == 2
     assert client('CLIENT', 'GETNAME') == 'me'
     assert client.ask('HELLO', '3').code == 'NOPROTO'
+    assert client('CLIENT', 'SETINFO', 'lib-name', 'x') == 'OK', 'Redis 7.2 has it, and its clients send it'
+    assert client.ask('SELECT', '1').code == 'ERR', 'there is one database'
     assert client('CLIENT', 'ID') != one.client()('CLIENT', 'ID')
     assert isinstance(client('COMMAND'), list)
     assert client('COMMAND', 'COUNT') >= 0

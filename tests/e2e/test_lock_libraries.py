@@ -50,9 +50,9 @@ def test_redis_py_lock_is_not_released_by_who_lost_it(clients):
     other = b.lock('job', timeout=5)
     assert other.acquire(blocking=False)
     with pytest.raises(LockNotOwnedError):
-        lock.release()
-    with pytest.raises(LockNotOwnedError):
         lock.extend(5)
+    with pytest.raises(LockNotOwnedError):
+        lock.release()
     assert other.owned()
     other.release()
 
