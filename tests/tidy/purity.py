@@ -10,7 +10,7 @@ takes away as it likes.  Writable data is a global: refused.
 import subprocess
 import sys
 
-COMPILERS_CHOICE = {'memcpy', 'memset', 'memmove', 'memcmp', 'strlen', 'strcmp', 'bcmp', '__stack_chk_fail'}
+COMPILERS_CHOICE = {'memcpy', 'memset', 'memmove', 'memcmp', 'strlen', 'strcmp', 'bcmp', '__stack_chk_fail', '__popcountdi2'}
 
 
 def tool(*command):
