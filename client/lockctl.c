@@ -124,12 +124,15 @@ struct lockclient *open_client(const struct lockctl *ctl, struct event_base *bas
     return c;
 }
 
-int explain(enum lockclient_result result, const struct redisReply *reply) {
+int explain(const struct lockctl *ctl, enum lockclient_result result, const struct redisReply *reply) {
     const char *words = reply != NULL && reply->str != NULL ? reply->str : NULL;
     switch (result) {
     case LOCKCLIENT_REPLY: complain("%s", words != NULL ? words : "refused"); return EXIT_REFUSED;
     case LOCKCLIENT_NOT_RUN:
-        complain("not executed: %s; see 'lockctl status'", words != NULL ? words : "no node could be reached");
+        if (words != NULL)
+            complain("not executed: %s; see 'lockctl status'", words);
+        else
+            complain("not executed: no node could be reached at %s; see 'lockctl status'", ctl->server);
         return EXIT_NOT_RUN;
     case LOCKCLIENT_UNCERTAIN:
         complain("it may or may not have been executed%s%s; look before you repeat it", words != NULL ? ": " : "",
@@ -147,7 +150,7 @@ int ask_lockd(struct lockclient *c, const struct lockctl *ctl, unsigned flags, i
         *ret_reply = reply;
         return EXIT_OK;
     }
-    const int code = explain(result, reply);
+    const int code = explain(ctl, result, reply);
     if (reply != NULL) freeReplyObject(reply);
     return code;
 }

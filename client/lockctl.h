@@ -42,7 +42,7 @@ struct lockclient *open_client(const struct lockctl *ctl, struct event_base *bas
 int ask_lockd(struct lockclient *c, const struct lockctl *ctl, unsigned flags, int argc, const char *const *argv,
               struct redisReply **ret_reply);
 /* Say what the result of a command means when it is no reply of content; for ask_lockd and its like. */
-int explain(enum lockclient_result result, const struct redisReply *reply);
+int explain(const struct lockctl *ctl, enum lockclient_result result, const struct redisReply *reply);
 /* The reply has a shape that lockd never gives: complains, returns EXIT_REFUSED. */
 int odd_reply(const char *command);
 

@@ -214,9 +214,9 @@ static void on_answer(struct lockclient *c, enum lockclient_result result, const
     } else if (result == LOCKCLIENT_REPLY && is_error && strncmp(reply->str, "NOLEASE", 7) == 0) {
         wait_anew(h, reply->str);
     } else if (result == LOCKCLIENT_REPLY) {
-        done(h, is_error ? explain(result, reply) : odd_reply("LOCK.ACQUIRE"));
+        done(h, is_error ? explain(h->ctl, result, reply) : odd_reply("LOCK.ACQUIRE"));
     } else if (too_late) {
-        done(h, explain(LOCKCLIENT_NOT_RUN, reply)); /* the lease goes, and what may have run with it */
+        done(h, explain(h->ctl, LOCKCLIENT_NOT_RUN, reply)); /* the lease goes, and what may have run with it */
     } else {
         ask_for_lock(h);
     }
@@ -267,7 +267,7 @@ static void on_refused(struct hold *h, const char *why) {
         arm(h->timer, RETRY_MS);
         return;
     }
-    complain("no lease: %s; see 'lockctl status'", why);
+    complain("no lease from %s: %s; see 'lockctl status'", h->ctl->server, why);
     done(h, may_pass(why) ? EXIT_NOT_RUN : EXIT_REFUSED);
 }
 

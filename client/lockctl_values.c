@@ -238,7 +238,8 @@ static void on_short_lease(struct lockclient_lease *lease, enum lockclient_lease
 }
 
 /* A question about a binding hands a hold of it to the asker's lease: we take one for the question only. */
-static struct lockclient_lease *take_short_lease(struct lockclient *c, struct short_lease *s, char id[24]) {
+static struct lockclient_lease *take_short_lease(struct lockclient *c, const struct lockctl *ctl, struct short_lease *s,
+                                                 char id[24]) {
     *s = (struct short_lease){.decided = false};
     struct lockclient_lease *lease = lockclient_lease_new(c, ROUTE_TTL_MS, "lockctl", on_short_lease, s);
     while (!s->decided) must(event_base_loop(lockclient_base(c), EVLOOP_ONCE) >= 0);
@@ -246,7 +247,7 @@ static struct lockclient_lease *take_short_lease(struct lockclient *c, struct sh
         snprintf(id, 24, "%lld", (long long)lockclient_lease_id(lease));
         return lease;
     }
-    complain("no lease: %s; see 'lockctl status'", s->why);
+    complain("no lease from %s: %s; see 'lockctl status'", ctl->server, s->why);
     lockclient_lease_free(lease);
     return NULL;
 }
@@ -335,8 +336,8 @@ int lockctl_route(const struct lockctl *ctl, int argc, char **argv) {
     if (c == NULL) return EXIT_USAGE;
     struct short_lease s;
     char id[24];
-    struct lockclient_lease *lease = take_short_lease(c, &s, id);
-    int code = EXIT_NOT_RUN;
+    struct lockclient_lease *lease = take_short_lease(c, ctl, &s, id);
+    int code = s.why[0] == 'E' ? EXIT_REFUSED : EXIT_NOT_RUN; /* ERR: by content */
     if (lease != NULL) {
         code = get ? route_get(c, ctl, words + 1, id) : route_move(c, ctl, words + 1, force, id);
         const char *revoke[] = {"LEASE.REVOKE", id}; /* with our hold; if it fails the lease ends by itself */
