@@ -126,7 +126,7 @@ START_TEST(command_inherits_what_it_should) {
     sigprocmask(SIG_BLOCK, &mask, NULL);
     signal(SIGHUP, SIG_IGN); /* as nohup does */
     ck_assert_int_eq(dup2(STDERR_FILENO, 50), 50);
-    start("exec > $OUT; grep -E 'Sig(Blk|Ign)' /proc/$$/status; echo /proc/$$/fd/*; ps -o pgid= -p $$; echo $$");
+    start("exec > $OUT; grep -E 'Sig(Blk|Ign)' /proc/self/status; echo /proc/$$/fd/*; ps -o pgid= -p $$; echo $$");
     signal(SIGHUP, SIG_DFL);
     guard_run(&guard, 1, clock_now_ms() + FAR_MS);
     until_started();
