@@ -701,9 +701,20 @@ static int limited_pcall(lua_State *L) {
     return 2;
 }
 
+/* Calls the script's handler, but not for a limit: the hook that found it does not count what a handler does. */
+static int limited_handler(lua_State *L) {
+    if (run_of(L)->limit != LIMIT_NONE) return 1;
+    lua_settop(L, 1);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
 static int limited_xpcall(lua_State *L) {
     luaL_checkany(L, 2);
     lua_settop(L, 2);
+    lua_pushcclosure(L, limited_handler, 1);
     lua_insert(L, 1);
     const int status = lua_pcall(L, 0, LUA_MULTRET, 1);
     if (run_of(L)->limit != LIMIT_NONE) return lua_error(L);
