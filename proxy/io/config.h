@@ -40,8 +40,8 @@
            "how long a client waits until its backend is known, moved and connected")                                  \
     NUMBER(idle_timeout_ms, "idle-timeout-ms", 0, 0, 2592000000, "ms",                                                 \
            "a connection without a byte in either direction ends after so long; 0: never")                             \
-    NUMBER(drain_timeout_ms, "drain-timeout-ms", 30000, 10, 2592000000, "ms",                                          \
-           "how long a connection goes on after one side has ended")                                                   \
+    NUMBER(drain_timeout_ms, "drain-timeout-ms", 10000, 10, 2592000000, "ms",                                          \
+           "after one side has ended, how long the other may stay silent before the connection ends")                  \
     NUMBER(probe_interval_ms, "probe-interval-ms", 200, 10, 3600000, "ms", "how often each backend is probed")         \
     NUMBER(probe_timeout_ms, "probe-timeout-ms", 1000, 10, 600000, "ms", "how long a probe may take")                  \
     NUMBER(rise, "rise", 2, 1, 1000, "probes", "so many good ones in a row bring a backend up")                        \

@@ -31,8 +31,7 @@ static void tell(struct probe *p, enum health_change change) {
 
 static void finish(struct probe *p, int error) {
     if (p->fd >= 0) {
-        /* Ended with a reset: five a second for each backend would else leave five times sixty waiting ports. */
-        (void)setsockopt(p->fd, SOL_SOCKET, SO_LINGER, &(struct linger){.l_onoff = 1}, sizeof(struct linger));
+
         event_del(&p->connected);
         close(p->fd);
         p->fd = -1;

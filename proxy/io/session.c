@@ -345,7 +345,11 @@ static bool relay_may_write(struct relay *r) {
 
 static void relay_active(struct relay *r) {
     struct session *s = session_of_relay(r);
-    if (s->state == SPLICING && s->list != NULL) enlist(s, LIST_IDLE, s->pool->config->idle_timeout_ms);
+    if (s->list == NULL) return; /* no timeout */
+    if (s->state == SPLICING)
+        enlist(s, LIST_IDLE, s->pool->config->idle_timeout_ms);
+    else
+        enlist(s, LIST_DRAIN, s->pool->config->drain_timeout_ms);
 }
 
 static void relay_half_closed(struct relay *r, bool client) {
