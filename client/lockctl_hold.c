@@ -107,13 +107,14 @@ static void wait_anew(struct hold *h, const char *why) {
     }
 }
 
-static void take_terminal_back(void) {
-    if (isatty(STDIN_FILENO)) (void)tcsetpgrp(STDIN_FILENO, getpgrp()); /* SIGTTOU is ignored */
+/* Only from the command: a job in the background must not take it from the shell.  SIGTTOU is ignored. */
+static void take_terminal_back(const struct hold *h) {
+    if (h->group > 0 && tcgetpgrp(STDIN_FILENO) == h->group) (void)tcsetpgrp(STDIN_FILENO, getpgrp());
 }
 
 static void on_ended(struct hold *h, const struct guard_report *r) {
     event_del(h->timer);
-    take_terminal_back();
+    take_terminal_back(h);
     h->group = 0;
     if (h->state == ENDING || r->forced) {
         if (h->state == RUNNING) complain("'%s': time ran out, the command was ended", h->config.name);
@@ -132,7 +133,7 @@ static void kill_command(struct hold *h) {
 static void stop_with_command(struct hold *h) {
     if (!isatty(STDIN_FILENO) || h->group == 0) return;
     complain("stopped; '%s' is lost in %u ms unless continued", h->config.name, (unsigned)h->config.ttl_ms);
-    take_terminal_back();
+    take_terminal_back(h);
     (void)raise(SIGSTOP);
     if (tcgetpgrp(STDIN_FILENO) == getpgrp()) (void)tcsetpgrp(STDIN_FILENO, h->group);
     guard_signal(&h->guard, SIGCONT);
