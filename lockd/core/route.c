@@ -244,7 +244,7 @@ static bool arg_name(struct ks_call *call, uint32_t index, const char *what, str
 static bool arg_lease(struct route *r, struct ks_call *call, uint32_t index, uint64_t *ret_lease) {
     if (!ks_arg_lease(call, index, ret_lease)) return false;
     if (*ret_lease != r->ending) return true;
-    resp_error(call->reply, "NOLEASE lease %llu is gone", (unsigned long long)*ret_lease);
+    ks_no_lease(call, *ret_lease);
     return false;
 }
 
