@@ -23,7 +23,8 @@ enum {
     ACCEPTS_PER_PASS = 64,
     ACCEPT_PAUSE_MS = 100,
     KEEPALIVE_S = 30,
-    SMALL_BYTES = 64 * 1024 /* a connection that holds less is not closed for what others hold */
+    FIRST_GUESS_BYTES = 1024 * 1024, /* a reply may be as long as a value */
+    SMALL_BYTES = 64 * 1024          /* a connection that holds less is not closed for what others hold */
 };
 
 struct client {
@@ -35,7 +36,8 @@ struct client {
     struct buf in, out;
     size_t out_sent, counted; /* counted: bytes of both buffers that all->bytes includes */
     struct resp_parser parser;
-    uint32_t asked; /* commands not answered yet */
+    uint32_t asked;     /* commands not answered yet */
+    size_t reply_guess; /* bytes of the next reply: rises at once, sinks slowly */
     bool paused, ended, linger, dirty, leased;
     bool overflow;              /* more replies than it may have waiting: closed by the flush */
     bool progress;              /* ended: bytes left since the timer was set */
@@ -240,6 +242,7 @@ static void greet(struct clients *cs, int fd) {
     c->fd = fd;
     c->all = cs;
     c->in.alloc = c->out.alloc = heap_alloc();
+    c->reply_guess = FIRST_GUESS_BYTES;
     const uint32_t slot = cs->free_slots[--cs->free_count];
     c->id = ++cs->serial << cs->slot_bits | slot;
     cs->slots[slot] = c;
@@ -297,6 +300,7 @@ static size_t backlog(const struct client *c) {
 
 static bool may_ask(const struct client *c) {
     const struct clients_sink *sink = &c->all->config.sink;
+    if ((c->asked + 1) * c->reply_guess > CLIENTS_WINDOW_BYTES) return false;
     return backlog(c) <= CLIENTS_PAUSE_BYTES && sink->room(sink->context, c->id);
 }
 
@@ -390,6 +394,7 @@ void clients_reply(struct clients *cs, uint64_t client, struct slice bytes, bool
     struct client *c = find(cs, client);
     if (c == NULL) return;
     if (c->asked > 0) c->asked--;
+    c->reply_guess = bytes.bytes > c->reply_guess ? bytes.bytes : c->reply_guess - (c->reply_guess - bytes.bytes) / 8;
     if (backlog(c) + bytes.bytes > CLIENTS_BACKLOG_BYTES) c->overflow = true;
     if (!c->overflow) buf_append_slice(&c->out, bytes);
     if (leased) c->leased = cs->has_leased = true;

@@ -8,7 +8,8 @@
  * What always holds:
  *   C1  A connection that has nothing half-read and nothing unsent holds no buffer.
  *   C2  Reading from a client pauses while it may queue no more commands, or while more than CLIENTS_PAUSE_BYTES of
- *       replies wait for it; beyond CLIENTS_BACKLOG_BYTES it is closed.  All connections together hold at most
+ *       replies wait for it, or while what it has asked, at the size of its latest replies, would come to more than
+ *       CLIENTS_WINDOW_BYTES; beyond CLIENTS_BACKLOG_BYTES it is closed.  All connections together hold at most
  *       CLIENTS_BYTES_MAX; who would need more is closed.
  *   C3  What was asked is answered before we close: after an end of file, QUIT, and what the protocol forbids (whose
  *       error comes last); but for no longer than CLIENTS_LAST_MS in which nothing moves.
@@ -21,6 +22,7 @@
 enum {
     CLIENTS_READ_BYTES = 64 * 1024,
     CLIENTS_PAUSE_BYTES = 1024 * 1024,
+    CLIENTS_WINDOW_BYTES = 32 * 1024 * 1024,
     CLIENTS_BACKLOG_BYTES = 64 * 1024 * 1024,
     CLIENTS_BYTES_MAX = 1024 * 1024 * 1024,
     CLIENTS_LAST_MS = 1000
