@@ -448,6 +448,14 @@ static bool serves_loosely(const struct bindings *b, const struct bindings_entry
     return b->loose && !is_exclusive(b, e);
 }
 
+/* All of the shard are down here.  The first that most proxies think well of: our view is the odd one, then. */
+static uint16_t only_we_suspect(const struct bindings *b, const struct bindings_entry *e) {
+    const struct pool *p = pool_of(b, e);
+    for (uint32_t i = 0; i < e->shard_count; i++)
+        if (e->shard[i] != PLACEMENT_NONE && p->states[e->shard[i]].suspicion == NOT_ENOUGH) return e->shard[i];
+    return PLACEMENT_NONE;
+}
+
 /* BIND if somebody of the shard could take the session, else GET.  Returns false when the window is full: the entry
  * is queued then. */
 static bool ask(struct bindings *b, struct bindings_entry *e) {
@@ -464,7 +472,7 @@ static bool ask(struct bindings *b, struct bindings_entry *e) {
     if (last_in_shard && is_up(b, e) && (serves || !pool_of(b, e)->members[e->backend].draining))
         first = e->backend;
     else if (pick(b, e, &first) == PLACEMENT_SHARD_DOWN)
-        first = PLACEMENT_NONE;
+        first = only_we_suspect(b, e);
     e->target = first;
     start_op(b, e, first != PLACEMENT_NONE ? OP_BIND : OP_GET);
     put_about(b, first != PLACEMENT_NONE ? BINDINGS_ASK_BIND : BINDINGS_ASK_GET, e)->member = first;
@@ -529,15 +537,17 @@ static void evaluate_held(struct bindings *b, struct bindings_entry *e) {
         if (b->now_ms >= e->retry_at_ms) connect_waiting(b, e, false);
         return;
     }
+    if (e->waiting_count == 0 && !e->move_due) return;
+    const enum suspicion suspicion = pool_of(b, e)->states[e->backend].suspicion;
     uint16_t target;
-    if (pick(b, e, &target) == PLACEMENT_SHARD_DOWN) {
+    const bool nowhere = pick(b, e, &target) == PLACEMENT_SHARD_DOWN;
+    if (suspicion == NOT_ENOUGH) connect_directly(b, e); /* lockd's word stands */
+    if (nowhere && suspicion != UNASKED) {
         close_waiting(b, e, CLOSE_SHARD_DOWN);
         no_move_due(b, e);
         return;
     }
-    if (e->waiting_count == 0 && !e->move_due) return;
     want_move(b, e);
-    if (pool_of(b, e)->states[e->backend].suspicion == NOT_ENOUGH) connect_directly(b, e);
 }
 
 static void start_move(struct bindings *b, struct bindings_entry *e) {

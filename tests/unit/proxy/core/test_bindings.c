@@ -475,6 +475,31 @@ START_TEST(with_nobody_up_nothing_is_bound) {
 }
 END_TEST
 
+/* All of the shard are down here, but the other proxies do not think so: it is bound and tried; then refused. */
+START_TEST(a_shard_that_is_down_only_here_is_tried) {
+    cover();
+    for (uint32_t m = A; m <= C; m++) {
+        bindings_backend_down(b, now, STICKY, m);
+        take(BINDINGS_ASK_SUSPECT);
+        bindings_suspected(b, now, LEASE, STICKY, m, 1, 2);
+    }
+    want(&conn, STICKY, "r");
+    take(BINDINGS_ASK_BIND);
+    ck_assert(out.member == out.shard[0]);
+    bound(out.op, 'b', 5, 5);
+    take(BINDINGS_SAY_BOUND);
+    take_connect(&conn, B);
+    bindings_connected(b, now, &conn);
+    take_nothing();
+    want(&conn2, STICKY, "r");
+    take_connect(&conn2, B);
+    bindings_connect_failed(b, now, &conn2);
+    take_close(&conn2, CLOSE_SHARD_DOWN);
+    take_nothing();
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_LIVE);
+}
+END_TEST
+
 START_TEST(a_failing_connect_is_repeated_until_the_timeout) {
     cover();
     want(&conn, EXCLUSIVE, "r");
@@ -831,6 +856,7 @@ int main(void) {
     tcase_add_test(tc, a_move_in_doubt_that_succeeds_is_held);
     tcase_add_test(tc, a_dead_shard_is_refused);
     tcase_add_test(tc, with_nobody_up_nothing_is_bound);
+    tcase_add_test(tc, a_shard_that_is_down_only_here_is_tried);
     tcase_add_test(tc, a_failing_connect_is_repeated_until_the_timeout);
     tcase_add_test(tc, a_question_without_answer_ends_with_the_timeout);
     tcase_add_test(tc, lockd_can_refuse_a_session);
