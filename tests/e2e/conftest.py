@@ -31,7 +31,7 @@ def pytest_runtest_makereport(item, call):
         if folder:
             for path in sorted(pathlib.Path(folder).rglob('*.log')):
                 lines = path.read_text(errors='replace').splitlines()
-                report.sections.append((f'{path} (last of {len(lines)} lines)', '\n'.join(lines[-25:])))
+                report.sections.append((f'{path} (last of {len(lines)} lines)', '\n'.join(lines[-12:])))
 
 
 @pytest.fixture(autouse=True)
