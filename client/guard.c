@@ -1,8 +1,8 @@
 /* guard.c - see guard.h.  Plain poll(2), no library with threads or state.
  *
- *     NONE --run--> RUNNING --deadline, stop, pipe closed, command exited with children--> ENDING --grace--> KILLING
- *       ^              \--command exited, group empty--\          \---------group empty---------\         |
- *       +------------------GUARD_ENDED------------------+-------------------------------------------------+ */
+ *     NONE --run--> RUNNING --deadline, stop, pipe closed, or exit with others left--> ENDING --grace--> KILLING
+ *       ^              \-- exit, nobody left --\             \-- nobody left --\                            |
+ *       +---------------- GUARD_ENDED ----------+-----------------------------+----- nobody left -----------+ */
 #include "client/guard.h"
 #include "common/io/clock.h"
 #include "common/must.h"

@@ -9,15 +9,15 @@
  *
  * What always holds, while the guard itself runs:
  *   G1  The command's group has SIGKILL at `deadline - margin`, the deadline being the latest one it was told, on
- *       CLOCK_BOOTTIME; SIGTERM comes `grace` before that.  So a lockctl that is stopped, slow or cut off is as good
- *       as one that says so.
+ *       CLOCK_BOOTTIME; SIGTERM comes `grace` before that.  So a lockctl that is stopped, slow or cut off has the
+ *       same effect as one that says that the lock is lost.
  *   G2  When the pipe closes (lockctl was killed) SIGTERM comes at once, SIGKILL after `grace`, but not after G1.
  *   G3  What was told to end stays told: no later deadline takes a SIGTERM back.
  *   G4  The end is reported when nothing is left in the command's group; processes it left there when it exited are
  *       ended like the command itself.  At G1 and G2 also processes that left the group and lost their parent are
  *       killed; when the command exits by itself those live on, as daemons it started on purpose.
- *   G5  The command itself dies with the guard (PR_SET_PDEATHSIG); its children do not: whoever kills the guard with
- *       SIGKILL is told by lockctl, which then kills the group. */
+ *   G5  The command itself dies with the guard (PR_SET_PDEATHSIG); its children do not.  lockctl, which sees the
+ *       guard's pipe close, then kills the group. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

@@ -17,14 +17,16 @@
  *
  * What always holds:
  *   C1  A command that may have run is not sent again unless it was marked LOCKCLIENT_REPEATABLE.
- *   C2  Every send ends in exactly one callback: a reply, NOT_RUN or UNCERTAIN.  Also on free (as UNCERTAIN or
- * NOT_RUN). C3  A lease is reported LOST no later than its holder may no longer rely on it: counted on CLOCK_BOOTTIME
- * from *before* the last acknowledged renewal was sent, less clock_drift_ppm of the ttl (the holder's half of T4). C4
- * Memory is bounded: at most `pending_max` commands and 64 MiB wait; more is refused as NOT_RUN at once.  A reply of
- * more than 64 MiB, or nested deeper than 7, ends its connection as if it were broken. C5  A reply is never given to
- * another command than the one it answers: what timed out keeps its place in the pipeline, and a connection that says
- * more than it was asked is closed. C6  After the process or the machine slept, the clock comes first: a lease that ran
- * out meanwhile is reported LOST before any reply that was waiting to be read.
+ *   C2  Every send ends in exactly one callback: a reply, NOT_RUN or UNCERTAIN.  On free too, as one of these two.
+ *   C3  A holder relies on its lease until lockclient_lease_deadline_ms and no longer: counted on CLOCK_BOOTTIME from
+ *       *before* the last acknowledged renewal was sent, less clock_drift_ppm of the ttl, because lockd counts from
+ *       when it executed it.  LOST is reported a little before that moment, or as soon as the process gets to run.
+ *   C4  Memory is bounded: at most `pending_max` commands and 64 MiB wait; more is refused as NOT_RUN at once.  A
+ *       reply of more than 64 MiB, or nested deeper than 7, ends its connection as if it were broken.
+ *   C5  A reply is never given to another command than the one it answers: what timed out keeps its place in the
+ *       pipeline, and a connection that says more than it was asked is closed.
+ *   C6  After the process or the machine slept, the clock comes first: a lease that ran out meanwhile is reported
+ *       LOST before any reply that was waiting to be read.
  *
  * The replies are hiredis' `struct redisReply`; RESP errors of content (-ERR, -NOLEASE, -WRONGTYPE ...) arrive as
  * LOCKCLIENT_REPLY with type REDIS_REPLY_ERROR, because what they mean is up to the caller.
@@ -58,16 +60,16 @@ struct lockclient_config {
 
 /* Why a callback was called. */
 enum lockclient_result {
-    LOCKCLIENT_REPLY,    /* `reply` is what lockd said, RESP errors of content included */
-    LOCKCLIENT_NOT_RUN,  /* no node could be reached or it was refused: it did not run.  -CLUSTERDOWN, -LOADING and
-                            -BUSY were tried again until the timeout, -DISKFULL and -READONLY were not.  `reply` is the
-                            error lockd gave last, or NULL */
-    LOCKCLIENT_UNCERTAIN /* it was sent and may have run: connection lost, timeout or -UNCERTAIN.  `reply` may be NULL
-                          */
+    /* `reply` is what lockd said, RESP errors of content included. */
+    LOCKCLIENT_REPLY,
+    /* No node could be reached, or it was refused: it did not run.  -CLUSTERDOWN, -LOADING and -BUSY were tried again
+     * until the timeout, -DISKFULL and -READONLY were not.  `reply` is the error lockd gave last, or NULL. */
+    LOCKCLIENT_NOT_RUN,
+    /* It was sent and may have run: connection lost, timeout or -UNCERTAIN.  `reply` may be NULL. */
+    LOCKCLIENT_UNCERTAIN
 };
 
-/* `reply` is borrowed: valid during the call only.  The client must not be freed inside; lockclient_stop may be called.
- */
+/* `reply` is borrowed, for the call only.  The client must not be freed inside; lockclient_stop may be called. */
 typedef void lockclient_reply_fn(struct lockclient *c, enum lockclient_result result, const struct redisReply *reply,
                                  void *arg);
 

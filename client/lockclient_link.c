@@ -14,7 +14,7 @@
  *   UP          bev; inflight's commands are on it in this order.  paused: the node refused, `timer` runs
  *
  * When a connection is lost, what libevent had not yet written was never sent: such a command, even a half-written
- * one, cannot have run and is queued again.  Nothing here calls the callback of a caller except link_read. */
+ * one, cannot have run and is queued again.  Nothing here calls the callback of a caller except on_read. */
 #include "client/lockclient_private.h"
 #include "common/io/clock.h"
 #include <errno.h>

@@ -31,7 +31,7 @@ enum {
 /* ---- addresses ---- */
 struct address {
     char *text;                   /* as it was given */
-    char *host;                   /* without brackets; NULL once `socket` is known for ever */
+    char *host;                   /* without brackets */
     char port[6];                 /* decimal */
     struct sockaddr_storage name; /* numeric addresses only */
     socklen_t name_bytes;         /* 0: a name to be looked up */
