@@ -332,7 +332,11 @@ int guard_start(struct guard *g, const struct guard_config *config) {
     }
     struct watch w = {.config = *config, .control_fd = control[0], .report_fd = reports[1], .owner_group = getpgrp()};
     const pid_t pid = fork();
-    if (pid == 0) guard_main(&w); /* closes the other ends first of all, or a dead lockctl would go unnoticed */
+    if (pid == 0) {
+        close(control[1]); /* or a dead lockctl would go unnoticed (G2) */
+        close(reports[0]);
+        guard_main(&w);
+    }
     const int error = errno;
     close(control[0]);
     close(reports[1]);

@@ -5,11 +5,13 @@
 #include "client/lockctl.h"
 #include "common/must.h"
 #include "common/slice.h"
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct command {
     const char *name;
@@ -199,6 +201,14 @@ static int run(const struct lockctl *ctl, int argc, char **argv) {
     return command->fn(ctl, argc, argv);
 }
 
+/* A pipe or socket must not take the place of a standard descriptor that the caller has closed. */
+static void open_standard_descriptors(void) {
+    int fd;
+    do fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO) close(fd);
+}
+
 int main(int argc, char **argv) {
     enum { OPTION_SERVER = 1, OPTION_TIMEOUT, OPTION_HELP, OPTION_VERSION };
     static const struct option options[] = {{"server", required_argument, NULL, OPTION_SERVER},
@@ -210,6 +220,7 @@ int main(int argc, char **argv) {
     struct lockctl ctl = {.server = environment != NULL && environment[0] != '\0' ? environment : "127.0.0.1:7400"};
     uint64_t timeout_ms;
     int option;
+    open_standard_descriptors();
     while ((option = getopt_long(argc, argv, "+h", options, NULL)) != -1) {
         switch (option) {
         case OPTION_SERVER: ctl.server = optarg; break;

@@ -327,6 +327,22 @@ START_TEST(name_is_looked_up) {
 }
 END_TEST
 
+START_TEST(freed_while_looking_up_a_name) {
+    struct end end = {0};
+    start_with((struct lockclient_config){.addresses = "no-such-host.invalid:1", .command_timeout_ms = 100});
+    lockclient_sendv(client, 0, 0, note, &end, "GET", "k", NULL);
+    if (_i == 1)
+        until_ended(&end);
+    else
+        event_base_loop(base, EVLOOP_ONCE);
+    lockclient_free(client);
+    client = NULL;
+    ck_assert_uint_eq(end.calls, 1);
+    ck_assert_int_eq(end.result, LOCKCLIENT_NOT_RUN);
+    fake_run_for(base, 50); /* what the look-up still calls back finds nobody */
+}
+END_TEST
+
 /* ---- refusals (section E) ---- */
 
 static const struct {
@@ -1008,8 +1024,9 @@ int main(void) {
 #define TEST(test)       tcase_add_test(tc, test);
 #define ROWS(test, rows) tcase_add_loop_test(tc, test, 0, sizeof rows / sizeof rows[0]);
     CASE("replies", ROWS(reply_arrives, reply_rows) TEST(reply_byte_at_a_time) TEST(ten_thousand_pipelined))
-    CASE("loss", ROWS(lost_in_mid_reply, droppers) TEST(unwritten_are_kept_and_sent_once)
-                     TEST(next_address_when_refused) TEST(nobody_listens) TEST(name_is_looked_up))
+    CASE("loss",
+         ROWS(lost_in_mid_reply, droppers) TEST(unwritten_are_kept_and_sent_once) TEST(next_address_when_refused)
+             TEST(nobody_listens) TEST(name_is_looked_up) tcase_add_loop_test(tc, freed_while_looking_up_a_name, 0, 2);)
     CASE("refusals", ROWS(refusal_is_judged, refusal_rows) ROWS(refused_until_the_timeout, lasting)
                          TEST(other_node_when_one_is_down))
     CASE("timeouts",

@@ -139,9 +139,15 @@ def background_job_leaves_the_terminal_alone(shell, lockctl):
     assert shell.status() == 0
 
 
+def closed_descriptors_do_no_harm(shell, lockctl):
+    shell.run(f'{lockctl} lock x -- sh -c "exit 7" <&- >&- 2>&-')
+    assert shell.status() == 7
+
+
 def main():
     tests = [typed_lines_reach_the_command, ctrl_c_ends_the_command, ctrl_z_stops_both_and_fg_continues_both,
-             stopped_too_long_is_lost, background_job_leaves_the_terminal_alone]
+             stopped_too_long_is_lost, background_job_leaves_the_terminal_alone,
+             closed_descriptors_do_no_harm]
     lockctl, wanted = os.path.realpath(sys.argv[1]), sys.argv[2:]
     server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Lockd)
     server.daemon_threads = True
