@@ -10,6 +10,7 @@ enum line_status { LINE_FOUND, LINE_SHORT, LINE_TOO_LONG };
 
 static enum resp_status refuse(struct resp_parser *p, const char **ret_error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+static enum resp_status too_long(struct resp_parser *p, const struct resp_limits *limits, const char **ret_error);
 static enum line_status find_line(struct resp_parser *p, const char *data, size_t bytes, char end,
                                   size_t *ret_line_bytes);
 static enum resp_status parse_inline(struct resp_parser *p, const struct resp_limits *limits, char *data, size_t bytes,
@@ -54,9 +55,7 @@ again:
                 number > (int64_t)limits->arg_bytes_max)
                 return refuse(p, ret_error, "Protocol error: invalid bulk length");
             p->at += line_bytes + 2;
-            if (p->at + (size_t)number + 2 > limits->request_bytes_max)
-                return refuse(p, ret_error, "Protocol error: the request is longer than request-bytes-max, %u bytes",
-                              limits->request_bytes_max);
+            if (p->at + (size_t)number + 2 > limits->request_bytes_max) return too_long(p, limits, ret_error);
             p->bulk_bytes = number;
             p->in_bulk = true;
         }
@@ -93,6 +92,11 @@ static enum resp_status refuse(struct resp_parser *p, const char **ret_error, co
     memcpy(p->error + at, "\r\n", 3);
     *ret_error = p->error;
     return RESP_ERROR;
+}
+
+static enum resp_status too_long(struct resp_parser *p, const struct resp_limits *limits, const char **ret_error) {
+    return refuse(p, ret_error, "Protocol error: the request is longer than request-bytes-max, %u bytes",
+                  limits->request_bytes_max);
 }
 
 /* The line that begins at p->at and ends before `end`; with '\r' the byte after it must be here too. */
@@ -180,6 +184,7 @@ static enum resp_status parse_inline(struct resp_parser *p, const struct resp_li
     case LINE_FOUND: break;
     }
     const size_t used = line_bytes + 1;
+    if (used > limits->request_bytes_max) return too_long(p, limits, ret_error);
     char *end = data + line_bytes, *at = data;
     if (line_bytes > 0 && end[-1] == '\r') end--;
     if (line_bytes > 0 && memchr(data, '\0', line_bytes) != NULL)

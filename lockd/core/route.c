@@ -95,8 +95,6 @@ struct wait {
     struct slice argv[]; /* and the bytes they point to */
 };
 
-_Static_assert(sizeof(struct wait) >= sizeof(struct hold), "a call that waited has paid for its hold");
-
 struct stall {
     UT_hash_handle hh; /* by asked; order of arrival = order of asked */
     uint64_t asked;    /* revision of the MOVE */
@@ -124,7 +122,6 @@ struct route {
     struct buf key;         /* scratch: a table key */
     struct buf shard;       /* scratch: the shard that a BIND names */
     enum run run;
-    uint64_t ending; /* the lease that is just ending: gone already as far as we are concerned */
 };
 
 /* When something ends, and by which command. */
@@ -241,13 +238,6 @@ static bool arg_name(struct ks_call *call, uint32_t index, const char *what, str
     return true;
 }
 
-static bool arg_lease(struct route *r, struct ks_call *call, uint32_t index, uint64_t *ret_lease) {
-    if (!ks_arg_lease(call, index, ret_lease)) return false;
-    if (*ret_lease != r->ending) return true;
-    ks_no_lease(call, *ret_lease);
-    return false;
-}
-
 static void put_binding(struct ks_call *call, const struct record *rec, bool new) {
     struct wire shard = wire_of(record_shard(rec));
     struct slice backend = slice_of(NULL, 0);
@@ -262,11 +252,9 @@ static void put_binding(struct ks_call *call, const struct record *rec, bool new
 }
 
 /* The lease holds the binding from now on, and the reply says what it is.  `paid`: the call changed something already,
- * so it may not be refused; what it gave back or waited with is larger than a hold. */
+ * so it may not be refused.  (Memory for its hold there is: the hold whose end was waited for gave it back.) */
 static void hand_out(struct route *r, struct ks_call *call, struct record *rec, struct member *m, bool new, bool paid) {
-    if (!hold_give(r, call, rec, m, paid)) return;
-    rec->touched_ms = call->stamp_ms;
-    put_binding(call, rec, new);
+    if (hold_give(r, call, rec, m, paid)) put_binding(call, rec, new);
 }
 
 /* True when the call waits for the end of a stall, or was refused: the handler returns. */
@@ -349,7 +337,7 @@ void route_bind(struct ks_call *call) {
     uint64_t lease;
     uint8_t first;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
-        !arg_lease(r, call, 3, &lease) || !arg_shard(r, call, &shard, &first))
+        !ks_arg_lease(call, 3, &lease) || !arg_shard(r, call, &shard, &first))
         return;
     struct member *m = member_join(r, lease);
     struct record *rec = record_find(r, pool, session);
@@ -364,7 +352,7 @@ void route_get(struct ks_call *call) {
     struct slice pool, session;
     uint64_t lease;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
-        !arg_lease(r, call, 3, &lease))
+        !ks_arg_lease(call, 3, &lease))
         return;
     struct member *m = member_join(r, lease);
     struct record *rec = record_find(r, pool, session);
@@ -392,7 +380,7 @@ void route_move(struct ks_call *call) {
     struct slice pool, session, target;
     uint64_t epoch, lease;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
-        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !arg_lease(r, call, 4, &lease) ||
+        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease) ||
         !arg_name(call, 6, "target", &target))
         return;
     const bool force = call->argc > 7;
@@ -444,7 +432,6 @@ void route_move(struct ks_call *call) {
         stall_begin(r, call, rec, index);
         if (!call->queued) return;
         if (own != NULL) hold_end(r, own, when);
-        rec->touched_ms = call->stamp_ms;
         ks_fact(r->ks, &(struct ks_fact){.kind = KS_MOVE_ASKED, .id = call->revision});
         return;
     }
@@ -459,7 +446,7 @@ void route_drop(struct ks_call *call) {
     struct slice pool, session;
     uint64_t epoch, lease;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
-        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !arg_lease(r, call, 4, &lease))
+        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease))
         return;
     const struct record *rec = record_find(r, pool, session);
     const struct member *m = member_find(r, lease);
@@ -473,7 +460,7 @@ void route_touch(struct ks_call *call) {
     struct slice pool, session;
     uint64_t lease;
     const uint32_t from = 4;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_lease(r, call, 2, &lease)) return;
+    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !ks_arg_lease(call, 2, &lease)) return;
     for (uint32_t i = from; i < call->argc; i++)
         if (!arg_name(call, i, "session", &session)) return;
     for (uint32_t i = from; i < call->argc; i++)
@@ -491,7 +478,7 @@ void route_suspect(struct ks_call *call) {
     struct slice pool, backend;
     uint64_t epoch, lease;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "backend", &backend) ||
-        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !arg_lease(r, call, 4, &lease))
+        !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease))
         return;
     if (epoch != 0) {
         resp_error(call->reply, "ERR epoch is not that of the backend: a static backend has epoch 0");
@@ -573,8 +560,7 @@ void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64
     struct member *m = member_find(r, lease);
     if (m == NULL) return;
     const struct moment when = {stamp_ms, revision};
-    must(r->ending == 0);
-    r->ending = lease; /* its own calls that waited get -NOLEASE, so it gets no new holds below */
+    must(!ks_lease_exists(r->ks, lease)); /* its own calls that waited get -NOLEASE, so it gets no new holds below */
     while (m->reports != NULL) {
         struct report *report = m->reports;
         DL_DELETE2(m->reports, report, member_prev, member_next);
@@ -583,7 +569,6 @@ void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64
     }
     while (m->stalled != NULL) hold_end(r, m->stalled, when);
     while (m->holds != NULL) hold_end(r, m->holds, when);
-    r->ending = 0;
     must(m->hold_count == 0);
     HASH_DEL(r->members, m);
     give_back(r, m, sizeof *m);

@@ -46,7 +46,7 @@ void route_ack(struct ks_call *call);
 void route_passed(struct ks_call *call);
 
 /* A lease is gone: its holds, reports and membership end; moves that waited only for it are done.  `revision` is that of
- * the command that ended it.  Called by the keyspace before it emits KS_LEASE_GONE. */
+ * the command that ended it.  Called by the keyspace when the lease does not exist any more and before it emits KS_LEASE_GONE. */
 void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64_t revision);
 /* The waits attached to that origin life end: -CLUSTERDOWN is not needed, nobody is there.  Waiters are dropped. */
 void route_origin_gone(struct route *r, uint16_t node, uint64_t boot);

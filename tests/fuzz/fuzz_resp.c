@@ -97,6 +97,7 @@ static void run(const uint8_t *input, size_t bytes, size_t step, struct buf *out
             part = malloc(here + (here == 0));
             memcpy(part, data + from, here);
         }
+        memset(argv, 0, sizeof argv); /* nothing of an earlier call may be relied on */
         const enum resp_status status = resp_parse(&p, &limits, part, here, &argc, argv, &used, &error);
         if (status == RESP_REQUEST) {
             must(used <= here);

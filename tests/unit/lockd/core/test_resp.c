@@ -10,39 +10,35 @@ static const struct resp_limits limits = {
     .argc_max = WORDS_MAX, .arg_bytes_max = 1 << 20, .request_bytes_max = 4 << 20};
 static struct slice argv[WORDS_MAX];
 
-/* Everything that comes out of `input`: "a|b;" for each request, then the error or "..." when more is needed. */
-static void run(const char *input, size_t bytes, size_t step, struct buf *out) {
-    char *data = malloc(bytes + 1);
-    memcpy(data, input, bytes);
+/* Everything that comes out of `input`: "a|b;" for each request, then the error or "..." when more is needed.  The
+ * bytes move between calls, and argv is not kept, as with a real connection. */
+static void run(const struct resp_limits *within, const char *input, size_t bytes, size_t step, struct buf *out) {
     struct resp_parser p = {0};
     size_t from = 0, seen = 0;
     for (;;) {
         uint32_t argc;
         size_t used;
         const char *error;
-        const enum resp_status status = resp_parse(&p, &limits, data + from, seen - from, &argc, argv, &used, &error);
-        if (status == RESP_ERROR) {
-            buf_append_str(out, error);
-            break;
-        }
-        if (status == RESP_NEED_MORE) {
-            if (seen == bytes) {
-                buf_append_str(out, "...");
-                break;
+        char *data = malloc(seen - from + 1);
+        memcpy(data, input + from, seen - from);
+        memset(argv, 0, sizeof argv[0] * 4);
+        const enum resp_status status = resp_parse(&p, within, data, seen - from, &argc, argv, &used, &error);
+        if (status == RESP_REQUEST) {
+            ck_assert_uint_le(used, seen - from);
+            for (uint32_t i = 0; i < argc; i++) {
+                if (i > 0) buf_append_str(out, "|");
+                buf_append_slice(out, argv[i]);
             }
-            seen = seen + step < bytes ? seen + step : bytes;
-            continue;
+            buf_append_str(out, ";");
+            from += used;
         }
-        ck_assert_uint_le(used, seen - from);
-        for (uint32_t i = 0; i < argc; i++) {
-            if (i > 0) buf_append_str(out, "|");
-            buf_append_slice(out, argv[i]);
-        }
-        buf_append_str(out, ";");
-        from += used;
+        free(data);
+        if (status == RESP_ERROR) buf_append_str(out, error);
+        if (status == RESP_NEED_MORE && seen == bytes) buf_append_str(out, "...");
+        if (status == RESP_ERROR || (status == RESP_NEED_MORE && seen == bytes)) break;
+        if (status == RESP_NEED_MORE) seen = seen + step < bytes ? seen + step : bytes;
     }
     buf_append(out, "", 1);
-    free(data);
 }
 
 #define MULTI(text) "-ERR Protocol error: " text "\r\n"
@@ -103,7 +99,7 @@ START_TEST(requests_and_garbage) {
     const size_t bytes = rows[_i].bytes > 0 ? rows[_i].bytes : strlen(rows[_i].input);
     for (size_t step = 1; step <= bytes || step == 1; step++) { /* E3 */
         struct buf out = {.alloc = heap_alloc()};
-        run(rows[_i].input, bytes, step, &out);
+        run(&limits, rows[_i].input, bytes, step, &out);
         ck_assert_msg(strcmp(out.data, rows[_i].want) == 0, "%s, %zu bytes at a time\n got %s\nwant %s", rows[_i].input,
                       step, out.data, rows[_i].want);
         buf_release(&out);
@@ -129,12 +125,41 @@ START_TEST(line_without_end) {
     memcpy(data, endless[_i].head, head);
     const size_t whole = head - 1 + RESP_LINE_BYTES_MAX;
     struct buf out = {.alloc = heap_alloc()};
-    run(data, whole, 1000, &out);
+    run(&limits, data, whole, 1000, &out);
     ck_assert_str_eq(out.data, "...");
     buf_clear(&out);
-    run(data, whole + 1, 1000, &out);
+    run(&limits, data, whole + 1, 1000, &out);
     ck_assert_str_eq(out.data, endless[_i].want);
     buf_release(&out);
+}
+END_TEST
+
+/* The limits themselves, small: each is allowed, one more is refused. */
+static const struct resp_limits small = {.argc_max = 3, .arg_bytes_max = 8, .request_bytes_max = 32};
+static const struct {
+    const char *input, *want;
+} edges[] = {
+    {"*3\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n", "a|b|c;..."},
+    {"*4\r\n", "-ERR too many arguments: 4 given, arguments-max is 3\r\n"},
+    {"*1\r\n$8\r\n12345678\r\n", "12345678;..."},
+    {"*1\r\n$9\r\n", MULTI("invalid bulk length")},
+    {"*2\r\n$8\r\n12345678\r\n$8\r\n12345678\r\n", "12345678|12345678;..."}, /* 32 bytes */
+    {"*3\r\n$8\r\n12345678\r\n$2\r\n12\r\n$0\r\n\r\n", "12345678|12|;..."},  /* 32 bytes */
+    {"*3\r\n$8\r\n12345678\r\n$2\r\n12\r\n$1\r\n", MULTI("the request is longer than request-bytes-max, 32 bytes")},
+    {"a b c\r\n", "a|b|c;..."},
+    {"a b c d\r\n", "-ERR too many arguments, arguments-max is 3\r\n"},
+    {"12345678\r\n", "12345678;..."},
+    {"123456789\r\n", MULTI("invalid bulk length")},
+    {"a b 12345678                            \r\n", MULTI("the request is longer than request-bytes-max, 32 bytes")},
+};
+START_TEST(limits_at_their_edges) {
+    const size_t bytes = strlen(edges[_i].input);
+    for (size_t step = 1; step <= bytes; step++) {
+        struct buf out = {.alloc = heap_alloc()};
+        run(&small, edges[_i].input, bytes, step, &out);
+        ck_assert_str_eq(out.data, edges[_i].want);
+        buf_release(&out);
+    }
 }
 END_TEST
 
@@ -180,6 +205,7 @@ int main(void) {
     TCase *tc = tcase_create("resp");
     tcase_add_loop_test(tc, requests_and_garbage, 0, sizeof rows / sizeof rows[0]);
     tcase_add_loop_test(tc, line_without_end, 0, sizeof endless / sizeof endless[0]);
+    tcase_add_loop_test(tc, limits_at_their_edges, 0, sizeof edges / sizeof edges[0]);
     tcase_add_test(tc, replies);
     tcase_add_test(tc, shown_text_is_short_and_printable);
     suite_add_tcase(s, tc);

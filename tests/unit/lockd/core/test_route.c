@@ -163,9 +163,10 @@ START_TEST(a_move_waits_for_the_other_holder) {
     FACTS("%ROUTE_ACK 2 5", "#13 OK"); /* an older serial lets go of nothing */
     ck_assert(route_ack_pending(keyspace_route(ks), 2, 6));
     ck_assert(!route_ack_pending(keyspace_route(ks), 2, 5));
-    FACTS("%ROUTE_ACK 2 6", "done 6; #6 [\"b\" 14 14 1 \"a\" \"b\" \"c\"]; #7 [\"b\" 14 14 0 \"a\" \"b\" \"c\"]; "
-                            "#8 [\"b\" 14 14 0 \"a\" \"b\" \"c\"]; #9 [0 14]; #10 [\"b\" 14 14 0 \"a\" \"b\" \"c\"]; "
-                            "#11 [\"b\" 14 14 0 \"a\" \"b\" \"c\"]; #14 OK");
+    FACTS("ROUTE.MOVE p s 15 LEASE 3 c FORCE", "#14 queued"); /* guesses the next epoch: that is no move either */
+    FACTS("%ROUTE_ACK 2 6", "done 6; #6 [\"b\" 15 15 1 \"a\" \"b\" \"c\"]; #7 [\"b\" 15 15 0 \"a\" \"b\" \"c\"]; "
+                            "#8 [\"b\" 15 15 0 \"a\" \"b\" \"c\"]; #9 [0 15]; #10 [\"b\" 15 15 0 \"a\" \"b\" \"c\"]; "
+                            "#11 [\"b\" 15 15 0 \"a\" \"b\" \"c\"]; #14 [\"b\" 15 15 0 \"a\" \"b\" \"c\"]; #15 OK");
     ck_assert_uint_eq(route_waiter_count(keyspace_route(ks)), 0);
     ck_assert_uint_eq(route_holds(keyspace_route(ks), 1), 1);
     ck_assert_uint_eq(route_holds(keyspace_route(ks), 3), 1);
@@ -443,6 +444,29 @@ START_TEST(holders_of_one_binding_have_a_limit) {
     SAYS(line, "-BUSY 1024 leases hold the binding of that session, no more may");
     SAYS("ROUTE.DROP p s 2 LEASE 1", "1");
     ck_assert_int_eq(answer_of(line)[0], '[');
+}
+END_TEST
+
+/* A move that was taken is never refused: its hold has ended already. */
+START_TEST(a_taken_move_is_not_refused_for_the_limit_of_holders) {
+    three_leases();
+    char line[100];
+    SAYS(BIND("s", "1"), "[\"a\" 4 4 1 \"a\" \"b\" \"c\"]");
+    SAYS(BIND("s", "2"), "[\"a\" 4 5 0 \"a\" \"b\" \"c\"]");
+    SAYS(BIND("s", "3"), "[\"a\" 4 6 0 \"a\" \"b\" \"c\"]");
+    SAYS("ROUTE.MOVE p s 4 LEASE 1 b FORCE", "queued");
+    for (int i = 0; i < ROUTE_HOLDERS_MAX; i++) {
+        snprintf(line, sizeof line, "ROUTE.GET p s LEASE %s", answer_of("LEASE.GRANT 5000"));
+        QUICK(strcmp(answer_of(line), "queued") == 0);
+    }
+    SAYS("ROUTE.MOVE p s 4 LEASE 2 c FORCE", "queued");
+    const char *facts = facts_of("ROUTE.DROP p s 4 LEASE 3");
+    const uint64_t revision = keyspace_revision(ks);
+    ck_assert_ptr_nonnull(strstr(facts, "-BUSY 1024 leases hold")); /* the last GET */
+    snprintf(line, sizeof line, "#%llu [\"b\" %llu %llu 0 ", (unsigned long long)story_seq - 1,
+             (unsigned long long)revision, (unsigned long long)revision);
+    ck_assert_msg(strstr(facts, line) != NULL, "%s", facts);
+    ck_assert_uint_eq(route_holds(keyspace_route(ks), 2), 1);
 }
 END_TEST
 
@@ -892,6 +916,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, limits_are_named);
     tcase_add_test(tc, memory_has_a_limit);
     tcase_add_test(tc, holders_of_one_binding_have_a_limit);
+    tcase_add_test(tc, a_taken_move_is_not_refused_for_the_limit_of_holders);
     tcase_add_test(tc, scripts_may_not);
     tcase_add_loop_test(tc, random_walk, 0, getenv("ROUTE_SEED") != NULL ? 1 : 20);
 }
