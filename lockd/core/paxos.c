@@ -163,17 +163,17 @@ struct paxos {
 
 /* ------------------------------------------------------------------ small things */
 
+static bool alone(const struct paxos *p) {
+    return p->config.node_count == 1;
+}
 static uint32_t majority(const struct paxos *p) {
-    return BUG(14) ? p->config.node_count / 2u : p->config.node_count / 2u + 1;
+    return p->config.node_count / 2u + (BUG(14) && !alone(p) ? 0 : 1);
 }
 static bool is_majority(const struct paxos *p, uint16_t mask) {
     return (uint32_t)__builtin_popcount(mask) >= majority(p);
 }
 static uint16_t bit(uint16_t node) {
     return (uint16_t)(1u << node);
-}
-static bool alone(const struct paxos *p) {
-    return p->config.node_count == 1;
 }
 static uint64_t max64(uint64_t a, uint64_t b) {
     return a > b ? a : b;
@@ -591,7 +591,7 @@ static void begin_settling(struct paxos *p) {
         if (c->slot <= p->settle_chosen) continue;
         window_fit(p, &p->best, p->settle_chosen, c->slot);
         struct cell *b = window_place(&p->best, c->slot);
-        if (b->slot == 0 || ballot_compare(c->ballot, b->ballot) > 0) {
+        if (b->slot == 0 || ballot_compare(c->ballot, b->ballot) > 0 || BUG(6)) {
             value_drop(p, b->value);
             *b = (struct cell){.slot = c->slot, .ballot = c->ballot, .value = value_ref(c->value)};
         }
@@ -908,7 +908,7 @@ static void on_catchup(struct paxos *p, const struct paxos_msg *m) {
 
 static bool on_prevote_reply(struct paxos *p, const struct paxos_msg *m) {
     if (p->role != PAXOS_PREVOTING || m->round != p->nonce || !ballot_equal(m->ballot, p->ballot)) return false;
-    if (m->granted) {
+    if (m->granted || BUG(19)) {
         p->votes |= bit(m->from);
         if (is_majority(p, p->votes)) begin_preparing(p);
     } else if (m->promised.round > p->seen_round) {

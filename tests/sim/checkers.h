@@ -1,0 +1,44 @@
+/* checkers.h - what must always hold, judged from outside: from the disks, the messages and the true time.
+ *
+ * Nothing here looks into the object under test, except through the questions its users ask as well (role, lease,
+ * chosen).  One checker per property of paxos.h:
+ *   P1  the promise on a disk never goes down
+ *   P2  per slot one value: what a majority accepted under one ballot is chosen; never two; never two values for one
+ *       (slot, ballot)
+ *   P3  prepare, promise, accepted and a lease grant are on the sender's disk when they leave
+ *       and no ballot serves two lives of a node
+ *   P4  applied in order, without gaps, once; and only what is chosen
+ *   P7  who prepares was let by a majority; who leads has the promises of one
+ *   P8  no acceptor promises another node while its grant lasts
+ *       at any true time at most one node believes its lease
+ *       who believes it, or has a confirmed round, has applied all that was acknowledged before
+ *   and nothing acknowledged is ever lost. */
+#pragma once
+#include "tests/sim/world.h"
+
+void check_begin(struct world *w);
+void check_release(struct world *w);
+void check_start(struct world *w, uint16_t node);
+/* A transaction is durable now. */
+void check_durable(struct world *w, uint16_t node, const struct disk_write *t);
+/* A packet leaves. */
+void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet *p);
+/* A node is about to take in this message. */
+void check_heard(struct world *w, uint16_t node, const struct paxos_msg *m);
+/* The work of one take. */
+void check_output(struct world *w, uint16_t node, const struct paxos_output *out);
+/* The end of a turn. */
+void check_turn(struct world *w, uint16_t node);
+/* The store is read for a peer: slot `slot` as chosen. */
+void check_fetched(struct world *w, uint16_t node, paxos_slot slot, const struct disk_entry *e);
+/* How many slots were used, and for how many different values were in play: without those P2 is hardly tried. */
+void check_conflicts(struct world *w, uint64_t *ret_slots, uint64_t *ret_rivals);
+/* A client was told that this slot's command is done. */
+void check_acknowledged(struct world *w, uint16_t node, paxos_slot slot);
+/* The highest slot that any client was told of. */
+paxos_slot check_acknowledged_max(const struct world *w);
+/* A read is answered by this node for a question asked when `before` was acknowledged at most. */
+void check_read(struct world *w, uint16_t node, paxos_slot before, const char *by);
+/* Everything acknowledged is in every node. */
+void check_end(struct world *w);
+paxos_slot check_applied(const struct world *w, uint16_t node);

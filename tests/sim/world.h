@@ -1,0 +1,179 @@
+/* world.h - the simulated machine room: time, chance, network, disks, clocks and faults; nothing about what runs in it.
+ *
+ *   seed -> world -> events in order of true time -> object under test (struct sim_object) -> checkers
+ *
+ * One thread, one heap of events, one source of chance: a seed repeats a run exactly.  True time is in microseconds
+ * and nobody in the world can read it; a node reads its own clock, which runs fast or slow within a bound and goes on
+ * while the node is down or stopped (it is CLOCK_BOOTTIME). */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/alloc.h"
+#include "lockd/core/identity.h"
+#include "lockd/core/paxos.h"
+
+enum { SIM_NODES_MAX = 5, SIM_DRIFT_PPM = 10000 };
+
+struct world;
+
+/* ---- what travels: one block of memory, shared by its copies ---- */
+struct packet {
+    uint32_t refs;
+    uint16_t from;
+    size_t bytes;
+    _Alignas(16) char data[];
+};
+struct packet *packet_new(struct world *w, uint16_t from, size_t bytes);
+void packet_drop(struct packet *p);
+
+/* ---- disks ---- */
+struct disk_entry {
+    struct ballot ballot; /* round 0: nothing there */
+    char *data;
+    size_t bytes;
+};
+struct disk_write { /* one transaction */
+    uint64_t batch;
+    bool save_promise, save_record;
+    struct ballot promised;
+    uint32_t lease_ms;
+    paxos_slot chosen;
+    struct identity_record record;
+    struct paxos_entry *entries; /* values malloc'ed */
+    uint32_t count;
+};
+struct disk {
+    uint64_t store_id;
+    bool used; /* anything but the store id was written */
+    struct ballot promised;
+    uint32_t lease_ms_max;
+    paxos_slot chosen;
+    struct identity_record record;
+    struct disk_entry *entries; /* by slot */
+    size_t entry_capacity;
+    paxos_slot top;
+    struct disk_write *queue; /* [0, committing) is being committed, the rest waits */
+    uint32_t queue_count, queue_capacity, committing;
+    uint64_t durable;     /* batch, of this boot */
+    uint64_t slow_factor; /* 1: normal */
+};
+
+/* ---- one node: a process on a machine ---- */
+enum input_kind { INPUT_TICK, INPUT_PACKET, INPUT_DURABLE, INPUT_CLIENT };
+struct input {
+    enum input_kind kind;
+    struct packet *packet;
+    uint64_t number; /* INPUT_DURABLE: batch; INPUT_CLIENT: the object's own */
+};
+struct held { /* waits for a batch */
+    uint64_t batch;
+    uint16_t to;
+    struct packet *packet;
+};
+struct sim_node {
+    bool up;
+    uint64_t boot;
+    uint64_t paused_until_us; /* SIGSTOP */
+    int64_t rate_ppm;
+    uint64_t offset_us;
+    struct input *inbox;
+    uint32_t inbox_count, inbox_capacity;
+    bool turn_due;
+    uint64_t wake_us; /* the next TICK; older timers are void */
+    struct held *held;
+    uint32_t held_count, held_capacity;
+    uint64_t last_batch; /* handed to the disk */
+    struct disk disk;
+    void *object;
+    long memory_blocks; /* what the object has allocated */
+    struct alloc alloc;
+};
+
+/* ---- the object under test ---- */
+struct sim_object {
+    const char *name;
+    void (*begin)(struct world *w);                /* before the first start; may set w->user */
+    void (*start)(struct world *w, uint16_t node); /* from its disk */
+    void (*stop)(struct world *w, uint16_t node);  /* its memory is gone */
+    void (*input)(struct world *w, uint16_t node, const struct input *in);
+    uint64_t (*turn)(struct world *w, uint16_t node); /* end of a turn; returns the local ms of the next tick */
+    void (*load)(struct world *w);                    /* called every w->load_us: clients do something */
+    int (*leader)(struct world *w);                   /* the node that leads and serves, -1 none or several */
+    void (*heal)(struct world *w);                    /* faults end: what must now be finished in bounded time? */
+    bool (*settled)(struct world *w);                 /* ... is it? */
+    void (*end)(struct world *w);                     /* last checks; faults are off, everything settled */
+    void (*release)(struct world *w);                 /* w->user */
+    /* for the checkers */
+    const struct paxos *(*paxos)(const struct world *w, uint16_t node); /* NULL: none yet */
+    bool (*message)(const struct world *w, const struct packet *p,
+                    struct paxos_msg *ret_message); /* false: no Paxos in it */
+};
+
+struct link {
+    uint32_t delay_min_us, delay_max_us;
+    uint32_t loss_ppm, duplicate_ppm, reorder_ppm;
+    bool cut;
+    uint64_t last_us; /* FIFO */
+};
+
+struct world {
+    const struct sim_object *object;
+    void *user;
+    struct checker *checker;
+    uint64_t seed, random[4];
+    uint64_t now_us;
+    uint16_t node_count;
+    struct sim_node nodes[SIM_NODES_MAX];
+    struct link links[SIM_NODES_MAX][SIM_NODES_MAX];
+    struct event *heap;
+    size_t heap_count, heap_capacity;
+    uint64_t event_seq, events, hash;
+    uint64_t load_us;
+    bool calm; /* no faults from here on */
+    struct {   /* which classes of fault this seed has */
+        bool loss, duplicate, reorder, cuts, crashes, pauses, disks, topologies, coups;
+        uint32_t gap_ms; /* mean time between faults */
+    } swarm;
+    struct { /* a leader is cut off with work in hand, another takes over and dies just when the first comes back */
+        int stage; /* 0: none */
+        uint16_t first;
+    } coup;
+    bool trace;
+    bool failed;
+    char failure[512];
+};
+
+/* chance */
+uint64_t world_random(struct world *w);
+uint64_t world_below(struct world *w, uint64_t limit); /* 0 .. limit - 1 */
+uint64_t world_between(struct world *w, uint64_t low, uint64_t high);
+bool world_chance(struct world *w, uint32_t ppm);
+
+/* A node's own clock. */
+uint64_t world_local_ms(const struct world *w, uint16_t node);
+
+/* From an object: */
+void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p); /* takes over the reference */
+/* The same, once everything up to `batch` is durable. */
+void world_send_after(struct world *w, uint16_t from, uint16_t to, struct packet *p, uint64_t batch);
+void world_save(struct world *w, uint16_t node, uint64_t batch, const struct paxos_output *out,
+                const struct identity_record *record);
+const struct disk_entry *disk_at(const struct disk *d, paxos_slot slot); /* NULL: nothing there */
+/* Something for the node's next turn. */
+void world_client_input(struct world *w, uint16_t node, uint64_t number);
+/* A file system that remembers: what a starting paxos reads.  `entries` holds room for the accepted ones. */
+void disk_read(const struct disk *d, struct paxos_saved *ret_saved, struct paxos_entry *entries, uint32_t entries_max);
+
+void world_fail(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void world_trace(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* From the driver: */
+void world_init(struct world *w, const struct sim_object *object, uint64_t seed, uint16_t node_count, bool trace);
+void world_release(struct world *w);
+void world_run_until(struct world *w, uint64_t until_us);
+void world_crash(struct world *w, uint16_t node);
+void world_restart(struct world *w, uint16_t node);
+void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
+/* Everything up, connected and quick. */
+void world_heal(struct world *w);
