@@ -506,6 +506,60 @@ START_TEST(garbage_ends_the_connection) {
 }
 END_TEST
 
+/* Pieces of RESP in any order; what they mean does not matter, only that every command ends once and nothing breaks. */
+static unsigned chance;
+static unsigned draw(unsigned limit) {
+    chance = chance * 1103515245 + 12345;
+    return (chance >> 16) % limit;
+}
+static void babble(struct fake *f, struct fake_conn *conn, const struct redisReply *command) {
+    static const char *const pieces[] = {"*",
+                                         "$",
+                                         "+",
+                                         "-",
+                                         ":",
+                                         "\r\n",
+                                         "\r",
+                                         "\n",
+                                         "0",
+                                         "-1",
+                                         "1",
+                                         "3",
+                                         "70000000",
+                                         "abc",
+                                         "+OK\r\n",
+                                         ":5\r\n",
+                                         "$3\r\nabc\r\n",
+                                         "*2\r\n",
+                                         "*-1\r\n",
+                                         "-BUSY x\r\n",
+                                         "-UNCERTAIN\r\n",
+                                         "-CLUSTERDOWN\r\n",
+                                         "-ERR\r\n",
+                                         "$-1\r\n",
+                                         "-\r\n"};
+    if (f->plays++ > 40) {
+        echo(f, conn, command);
+        return;
+    }
+    for (unsigned i = draw(8); i > 0; i--) fake_say(conn, "%s", pieces[draw(sizeof pieces / sizeof pieces[0])]);
+    if (draw(4) == 0) fake_hang_up(conn);
+}
+START_TEST(babble_ends_every_command_once) {
+    struct end end[10] = {0};
+    chance = (unsigned)_i;
+    fake_open(&one, base, babble);
+    start(0);
+    for (int i = 0; i < 10; i++) {
+        lockclient_sendv(client, draw(4), 300 + draw(300), note, &end[i], "GET", "k", NULL);
+    }
+    fake_run_until_count(base, &ends, 10);
+    lockclient_free(client);
+    client = NULL;
+    for (int i = 0; i < 10; i++) ck_assert_uint_eq(end[i].calls, 1);
+}
+END_TEST
+
 /* 70 MiB of a line, of a bulk, of an array: none may be kept. */
 static const struct {
     const char *head, *repeat;
@@ -1032,7 +1086,9 @@ int main(void) {
     CASE("timeouts",
          TEST(late_reply_is_not_the_next_ones) TEST(silent_node_is_left) TEST(repeated_but_never_answered_is_uncertain))
     CASE("hostile", ROWS(garbage_ends_the_connection, garbage_rows) ROWS(flood_ends_the_connection, flood_rows)
-                        TEST(reply_without_a_question) TEST(refused_in_the_middle))
+                        tcase_add_loop_test(tc, babble_ends_every_command_once, 0, 12);
+         tcase_add_loop_test(tc, babble_ends_every_command_once, 0, 12);
+         TEST(reply_without_a_question) TEST(refused_in_the_middle))
     CASE("limits", TEST(more_than_may_wait) TEST(longer_than_may_wait) TEST(free_with_pending) ROWS(
                        bad_address_is_named, address_rows) TEST(too_many_addresses) TEST(own_base_and_good_addresses))
     CASE("calls", TEST(call_returns_the_reply) TEST(stop_ends_a_call))
