@@ -296,6 +296,7 @@ static int route_move(struct lockclient *c, const struct lockctl *ctl, char **na
     freeReplyObject(reply);
     const char *words[] = {"ROUTE.MOVE", names[0], names[1], epoch, "LEASE", lease, names[2], "FORCE"};
     code = ask_lockd(c, ctl, LOCKCLIENT_REPEATABLE | LOCKCLIENT_WAITS, force ? 8 : 7, words, &reply);
+    if (code == EXIT_REFUSED && !force) complain("--force moves it away from a backend in service, too");
     if (code != EXIT_OK) return code;
     if (!is_binding(reply)) {
         code = odd_reply(words[0]);
@@ -433,6 +434,7 @@ static void print_table(const struct node *nodes, size_t count) {
         if (strlen(nodes[n].address) > address_width) address_width = strlen(nodes[n].address);
     }
     printf("%-*s", (int)address_width, "SERVER");
+    widths[COLUMN_COUNT - 1] = 0; /* no blanks at the end of a line */
     for (size_t i = 0; i < COLUMN_COUNT; i++) printf("  %-*s", (int)widths[i], columns[i].title);
     for (size_t n = 0; n < count; n++) {
         printf("\n%-*s", (int)address_width, nodes[n].address);
