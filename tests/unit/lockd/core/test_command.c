@@ -137,6 +137,94 @@ START_TEST(keys_of_a_command) {
 }
 END_TEST
 
+/* The reply of COMMAND line. */
+static const char *reply_to(const char *line) {
+    struct slice argv[64];
+    buf_clear(&out);
+    command_reply(split(line, argv), argv, &out);
+    buf_append(&out, "", 1);
+    return out.data;
+}
+
+/* Past one whole reply, whatever it is; counts its parts. */
+static const char *skip(const char *at, int *parts) {
+    const char *end = strstr(at, "\r\n");
+    ck_assert_ptr_nonnull(end);
+    const long number = strtol(at + 1, NULL, 10);
+    (*parts)++;
+    switch (*at) {
+    case '+':
+    case '-':
+    case ':': return end + 2;
+    case '$': return number < 0 ? end + 2 : end + 2 + number + 2;
+    case '*':
+        at = end + 2;
+        for (long i = 0; i < number; i++) at = skip(at, parts);
+        return at;
+    default: ck_abort_msg("not a reply: %s", at);
+    }
+}
+
+static int public_commands(void) {
+    int count = 0;
+    for (int i = 0; i < CMD_COUNT; i++) count += command_at((enum command_id)i)->class != COMMAND_INTERNAL;
+    return count;
+}
+
+START_TEST(command_replies_are_whole) {
+    static const char *const lines[] = {"COMMAND",          "command|info",         "COMMAND|DOCS",
+                                        "COMMAND|LIST",     "COMMAND|COUNT",        "COMMAND|HELP",
+                                        "COMMAND|INFO|get", "COMMAND|DOCS|get|set", "COMMAND|DOCS|nosuch"};
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        int parts = 0;
+        const char *reply = reply_to(lines[i]);
+        ck_assert_ptr_eq(skip(reply, &parts), reply + out.bytes - 1);
+    }
+    char want[64];
+    snprintf(want, sizeof want, ":%d\r\n", public_commands());
+    ck_assert_str_eq(reply_to("COMMAND|COUNT"), want);
+    snprintf(want, sizeof want, "*%d\r\n", public_commands());
+    ck_assert_int_eq(strncmp(reply_to("COMMAND|LIST"), want, strlen(want)), 0);
+    ck_assert_int_eq(strncmp(reply_to("COMMAND"), want, strlen(want)), 0);
+    snprintf(want, sizeof want, "*%d\r\n", 2 * public_commands());
+    ck_assert_int_eq(strncmp(reply_to("COMMAND|DOCS"), want, strlen(want)), 0);
+    ck_assert_ptr_null(strchr(reply_to("COMMAND|LIST"), '%')); /* nothing internal */
+}
+END_TEST
+
+static const struct {
+    const char *line, *want;
+} questions[] = {
+    {"COMMAND|INFO|nosuch|%expire", "*2\r\n$-1\r\n$-1\r\n"},
+    {"COMMAND|INFO|gEt",
+     "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*0\r\n*0\r\n*0\r\n"
+     "*0\r\n"},
+    {"COMMAND|DOCS|nosuch", "*0\r\n"},
+    {"COMMAND|DOCS|DBSIZE",
+     "*2\r\n$6\r\ndbsize\r\n*6\r\n$7\r\nsummary\r\n$14\r\nNumber of keys\r\n$5\r\nsince\r\n$3\r\n0.1\r\n"
+     "$5\r\ngroup\r\n$7\r\ngeneric\r\n"},
+    {"COMMAND|DOCS|lease.list",
+     "*2\r\n$10\r\nlease.list\r\n*8\r\n$7\r\nsummary\r\n$9\r\nLease ids\r\n$5\r\nsince\r\n$3\r\n0.1\r\n"
+     "$5\r\ngroup\r\n$5\r\nlease\r\n$9\r\narguments\r\n*1\r\n*6\r\n$4\r\nname\r\n$6\r\ncursor\r\n$4\r\ntype\r\n"
+     "$6\r\nstring\r\n$5\r\nflags\r\n*1\r\n+optional\r\n"},
+    {"COMMAND|GETKEYS|set|a|b", "*1\r\n$1\r\na\r\n"},
+    {"COMMAND|GETKEYS|del|a|b", "*2\r\n$1\r\na\r\n$1\r\nb\r\n"},
+    {"COMMAND|GETKEYS|eval|x|2|a|b|c", "*2\r\n$1\r\na\r\n$1\r\nb\r\n"},
+    {"COMMAND|GETKEYS|eval|x|9|a", "*0\r\n"},
+    {"COMMAND|GETKEYS|get|a|b", "-ERR Invalid number of arguments specified for command\r\n"},
+    {"COMMAND|GETKEYS|nosuch|a", "-ERR Invalid command specified\r\n"},
+    {"COMMAND|GETKEYS|ping|a", "-ERR The command has no key arguments\r\n"},
+    {"COMMAND|GETKEYS|ping", "-ERR wrong number of arguments for 'command|getkeys' command\r\n"},
+    {"COMMAND|COUNT|x", "-ERR wrong number of arguments for 'command|count' command\r\n"},
+    {"COMMAND|HELP|x", "-ERR wrong number of arguments for 'command|help' command\r\n"},
+    {"COMMAND|LIST|x", "-ERR syntax error\r\n"},
+    {"COMMAND|foo", "-ERR unknown subcommand 'foo'. Try COMMAND HELP.\r\n"},
+};
+START_TEST(command_answers) {
+    ck_assert_str_eq(reply_to(questions[_i].line), questions[_i].want);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("command");
     TCase *tc = tcase_create("command");
@@ -145,6 +233,8 @@ int main(void) {
     tcase_add_loop_test(tc, what_is_refused, 0, sizeof rows / sizeof rows[0]);
     tcase_add_test(tc, unknown_command_shows_no_more_than_redis);
     tcase_add_loop_test(tc, keys_of_a_command, 0, sizeof keys / sizeof keys[0]);
+    tcase_add_test(tc, command_replies_are_whole);
+    tcase_add_loop_test(tc, command_answers, 0, sizeof questions / sizeof questions[0]);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_set_tap(sr, "-");
