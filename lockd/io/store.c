@@ -30,12 +30,15 @@ enum {
     STORE_FORMAT = 0x31464c48, /* "HLF1" in the file; another layout gets another number */
     SUM_BYTES = 8,
     ENTRY_HEAD_BYTES = SUM_BYTES + 8 + 2, /* checksum, ballot */
-    STATE_BYTES_MAX = 256,
+    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 2 + 8 * PAXOS_NODES_MAX,
     QUEUE_KEEP_BYTES = 8 * 1024 * 1024, /* a buffer that grew beyond this is given back once empty */
-    /* Where LMDB 0.9 keeps the transaction id of a meta page: after the page head, magic, version, address, map size
-     * and the two roots. */
-    META_TXN_OFFSET = 16 + 4 + 4 + 8 + 8 + 2 * 48 + 8
+    /* Where LMDB 0.9 keeps the two things we read of a meta page: after the page head, magic, version, address and map
+     * size come the two roots (48 bytes each, the last 8 are the page), the last page and the transaction id. */
+    META_ROOT_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 40,
+    META_TXN_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 48 + 8
 };
+
+#define NO_PAGE UINT64_MAX /* LMDB: the root of what is empty */
 
 /* The record "state". */
 struct state {
@@ -261,7 +264,7 @@ static enum state_status state_read(struct slice value, struct state *ret_state)
 
 /* Put the state under the id of this transaction; an LMDB code. */
 static int state_put(struct store *s, MDB_txn *txn, struct state *state) {
-    char memory[STATE_BYTES_MAX];
+    char memory[STATE_BYTES];
     struct buf b = fixed(memory, sizeof memory);
     state->txn = mdb_txn_id(txn);
     state_write(state, &b);
@@ -307,27 +310,58 @@ static int take_directory(struct store *s, char *error, size_t bytes) {
     return 0;
 }
 
-/* LMDB alternates between two meta pages: their transaction ids are neighbours.  If not, the newer one is damaged and
- * LMDB would take the older one for the truth: an acknowledged transaction would be gone without a trace. */
-static int metas_are_neighbours(struct store *s, void *argument) {
-    (void)argument;
-    MDB_stat stat;
-    mdb_filehandle_t fd;
-    uint64_t txn[2];
-    if (mdb_env_stat(s->env, &stat) != 0 || mdb_env_get_fd(s->env, &fd) != 0) return -1;
-    for (int i = 0; i < 2; i++)
-        if (pread(fd, &txn[i], sizeof txn[i], (off_t)i * (off_t)stat.ms_psize + META_TXN_OFFSET) != sizeof txn[i])
-            return -1;
-    if (txn[0] == 0 && txn[1] == 0) return 0; /* just made */
-    return (txn[0] & 1) == 0 && txn[0] + 1 - txn[1] <= 2 && txn[0] != txn[1] ? 0 : -1;
-}
-
 struct environment_open {
     char path[4096];
     char *error;
     size_t error_bytes;
     bool told; /* error is set */
 };
+
+/* What a meta page says: its transaction, and the page that is the root of the database with our record. */
+struct meta {
+    uint64_t txn, root;
+};
+
+static bool read_meta(int fd, size_t page_bytes, int index, struct meta *ret_meta) {
+    const off_t page = (off_t)index * (off_t)page_bytes;
+    return pread(fd, &ret_meta->txn, sizeof ret_meta->txn, page + META_TXN_OFFSET) == sizeof ret_meta->txn &&
+           pread(fd, &ret_meta->root, sizeof ret_meta->root, page + META_ROOT_OFFSET) == sizeof ret_meta->root;
+}
+
+/* Does that root hold the record of that transaction?  Its page has a few dozen bytes besides the record. */
+static bool meta_is_true(int fd, size_t page_bytes, const struct meta *meta) {
+    static const char name[] = "state";
+    char page[1 << 16];
+    struct state state;
+    if (page_bytes > sizeof page || meta->root > INT32_MAX) return false;
+    if (pread(fd, page, page_bytes, (off_t)meta->root * (off_t)page_bytes) != (ssize_t)page_bytes) return false;
+    for (const char *at = page; at + sizeof name - 1 + STATE_BYTES <= page + page_bytes; at++) {
+        if (memcmp(at, name, sizeof name - 1) != 0) continue;
+        const char *record = at + sizeof name - 1;
+        struct wire format = wire_of(slice_of(record + SUM_BYTES, 4));
+        if (wire_u32(&format) != STORE_FORMAT) return true; /* not ours to judge: open_state says so */
+        if (state_read(slice_of(record, STATE_BYTES), &state) == STATE_OK && state.txn == meta->txn) return true;
+    }
+    return false;
+}
+
+/* LMDB alternates between two meta pages: their transactions are neighbours, and each root holds the record of its own.
+ * If not, one is damaged, and LMDB might take the older one for the truth: an acknowledged transaction would be gone
+ * without a trace.  (The pages of the older one are whole: LMDB reuses none of them before the next commit.) */
+static int check_metas(struct store *s, void *argument) {
+    MDB_stat stat;
+    mdb_filehandle_t fd;
+    (void)argument;
+    struct meta metas[2];
+    if (mdb_env_stat(s->env, &stat) != 0 || mdb_env_get_fd(s->env, &fd) != 0) return -1;
+    for (int i = 0; i < 2; i++)
+        if (!read_meta(fd, stat.ms_psize, i, &metas[i])) return -1;
+    if (metas[0].txn == 0 && metas[1].txn == 0) return 0; /* just made */
+    if ((metas[0].txn & 1) != 0 || (metas[0].txn + 1 != metas[1].txn && metas[1].txn + 1 != metas[0].txn)) return -1;
+    for (int i = 0; i < 2; i++)
+        if (metas[i].txn == 0 ? metas[i].root != NO_PAGE : !meta_is_true(fd, stat.ms_psize, &metas[i])) return -1;
+    return 0;
+}
 
 static int tell(struct environment_open *o, struct store *s, const char *what, int rc) {
     say_lmdb(s, o->error, o->error_bytes, what, rc);
@@ -467,8 +501,8 @@ static int open_all(struct store *s, char *error, size_t bytes) {
     snprintf(o.path, sizeof o.path, "%s/log", s->directory);
     if (guarded(open_environment, s, &o) != 0)
         return o.told ? -1 : say_damaged(s, error, bytes, "its pages cannot be read");
-    if (guarded(metas_are_neighbours, s, NULL) != 0)
-        return say_damaged(s, error, bytes, "its first pages contradict each other");
+    if (guarded(check_metas, s, NULL) != 0)
+        return say_damaged(s, error, bytes, "its first pages contradict each other or the record they lead to");
     if (guarded(open_state, s, &o) != 0)
         return o.told ? -1
                       : say_damaged(s, error, bytes, "the record of its state cannot be read or is not the newest");

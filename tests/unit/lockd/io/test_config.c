@@ -103,6 +103,7 @@ static const struct {
     {"--heartbeat-ms", CONFIG_USAGE, "--heartbeat-ms", "needs a value"},
     {"--config", CONFIG_USAGE, "--config", "needs a value"},
     {"--heartbeat-ms 3", CONFIG_USAGE, "--heartbeat-ms: \"3\"", "from 10 to 10000 (ms)"},
+    {"--heartbeat-ms 10001", CONFIG_USAGE, "--heartbeat-ms: \"10001\"", "from 10 to 10000 (ms)"},
     {"--heartbeat-ms 50x", CONFIG_USAGE, "\"50x\"", "from 10 to 10000 (ms)"},
     {"--heartbeat-ms -50", CONFIG_USAGE, "\"-50\"", "heartbeat-ms"},
     {"--heartbeat-ms 99999999999999999999999", CONFIG_USAGE, "heartbeat-ms", "not a number"},

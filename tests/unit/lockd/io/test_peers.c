@@ -229,9 +229,12 @@ START_TEST(a_link_without_a_good_hello_ends) {
     case 8: break;                                        /* says nothing at all */
     case 9: buf_append(&b, "\xff\xff\xff\xff", 4); break;
     }
+    const uint64_t since_ms = clock_now_ms();
     const int fd = dial();
     ck_assert_int_eq(send(fd, b.data, b.bytes, MSG_NOSIGNAL), (ssize_t)b.bytes);
     RUN_UNTIL(closed(fd));
+    if (b.bytes > 0)
+        ck_assert_uint_lt(clock_now_ms() - since_ms, PEERS_HELLO_MS); /* for what it said, not for silence */
     close(fd);
     buf_release(&b);
     close(listeners[1]);

@@ -104,8 +104,10 @@ static void fill(void) {
     replayed_round = 5;
     store_save(s, 1, NULL, &record);
     store_save(s, 2, &promise, NULL);
-    for (paxos_slot slot = 1; slot <= 40; slot++) save_entry(2 + slot, slot, 5, slot > 7 ? slot - 7 : 0);
-    wait_durable(42);
+    for (paxos_slot slot = 1; slot <= 40; slot++) {
+        save_entry(2 + slot, slot, 5, slot > 7 ? slot - 7 : 0);
+        if (slot % 4 == 0) wait_durable(2 + slot); /* some commits, each of some batches */
+    }
 }
 
 static void reopen(void) {
@@ -318,18 +320,20 @@ static bool refused(void) {
 }
 
 /* In a process of its own: a damaged environment is left open. */
+enum { BELIEVED = 10, REFUSED };
 static int refusals(void (*damage)(size_t at), size_t from, size_t to, size_t step) {
     int refused_count = 0;
     for (size_t at = from; at < to; at += step) {
         const pid_t child = fork();
         if (child == 0) {
             damage(at);
-            _exit(refused() ? 1 : 0);
+            _exit(refused() ? REFUSED : BELIEVED); /* a failed assertion exits with 1 */
         }
         int status;
         ck_assert_int_eq(waitpid(child, &status, 0), child);
-        ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) <= 1, "byte %zu: status %x", at, (unsigned)status);
-        refused_count += WEXITSTATUS(status);
+        ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) >= BELIEVED, "byte %zu: status %x", at,
+                      (unsigned)status);
+        refused_count += WEXITSTATUS(status) == REFUSED;
     }
     return refused_count;
 }
@@ -360,15 +364,63 @@ START_TEST(a_flipped_byte_of_a_value_is_refused) {
 }
 END_TEST
 
-/* The id of the newest transaction: LMDB would quietly take the one before for the truth. */
-START_TEST(a_lost_last_transaction_is_refused) {
-    take_image();
+static uint64_t newest_txn(size_t *ret_at) {
     uint64_t txn[2];
     memcpy(&txn[0], image + 144, 8);
     memcpy(&txn[1], image + 4096 + 144, 8);
-    const size_t newest = (txn[0] > txn[1] ? 0 : 4096) + 144;
-    for (size_t byte = 0; byte < 8; byte++)
-        ck_assert_int_eq(refusals(flip_byte, newest + byte, newest + byte + 1, 1), 1);
+    *ret_at = (txn[0] > txn[1] ? 0 : 4096) + 144;
+    return txn[0] > txn[1] ? txn[0] : txn[1];
+}
+static void set_newest_txn(size_t txn) {
+    size_t at;
+    newest_txn(&at);
+    memcpy(image + at, &(uint64_t){txn}, 8);
+    put_image(image, image_bytes);
+}
+/* The id of the newest transaction, made older: LMDB would quietly take the one before for the truth. */
+START_TEST(a_lost_last_transaction_is_refused) {
+    size_t at;
+    take_image();
+    const uint64_t txn = newest_txn(&at);
+    ck_assert_int_eq(refusals(set_newest_txn, 0, txn, 1), (int)txn);
+    ck_assert_int_eq(refusals(set_newest_txn, txn, txn + 1, 1), 0); /* as it was */
+    ck_assert_int_eq(refusals(set_newest_txn, txn + 1, txn + 10, 1), 9);
+    free(image);
+}
+END_TEST
+
+/* Every byte of the record "state", in every copy that lies around. */
+static void flip_state(size_t offset) {
+    for (size_t at = 0; at + 256 < image_bytes; at++)
+        if (memcmp(image + at, "HLF1", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
+    put_image(image, image_bytes);
+}
+START_TEST(a_flipped_byte_of_the_state_is_refused) {
+    const size_t state_bytes = 8 + 4 + 8 + 2 + 2 + 10 + 4 + 8 + 8 + 16 + 8 + 2 + 8 * PAXOS_NODES_MAX;
+    take_image();
+    ck_assert_int_eq(refusals(flip_state, 0, state_bytes, 1), (int)state_bytes);
+    free(image);
+}
+END_TEST
+
+/* A leaf page that counts one entry less: what is left is in order and every checksum holds. */
+static void forget_last(size_t slot) {
+    const uint8_t key[8] = {0, 0, 0, 0, 0, 0, 0, (uint8_t)slot};
+    for (size_t page = 0; page + 4096 <= image_bytes; page += 4096) {
+        uint16_t flags, lower;
+        memcpy(&flags, image + page + 10, 2);
+        memcpy(&lower, image + page + 12, 2);
+        if (flags != 2 || memmem(image + page, 4096, key, 8) == NULL) continue;
+        if (memmem(image + page, 4096, "state", 5) != NULL) continue;
+        lower = (uint16_t)(lower - 2);
+        memcpy(image + page + 12, &lower, 2);
+    }
+    put_image(image, image_bytes);
+}
+START_TEST(a_forgotten_entry_is_refused) {
+    take_image();
+    ck_assert_int_eq(refusals(forget_last, 40, 41, 1), 1);
+    ck_assert_int_eq(refusals(forget_last, 200, 201, 1), 0); /* which nobody has: nothing is damaged */
     free(image);
 }
 END_TEST
@@ -448,6 +500,8 @@ int main(void) {
     tcase_add_test(damage, a_flipped_byte_is_never_believed);
     tcase_add_test(damage, a_flipped_byte_of_a_value_is_refused);
     tcase_add_test(damage, a_lost_last_transaction_is_refused);
+    tcase_add_test(damage, a_flipped_byte_of_the_state_is_refused);
+    tcase_add_test(damage, a_forgotten_entry_is_refused);
     tcase_add_test(damage, a_file_cut_short_is_refused);
     tcase_add_test(damage, a_zeroed_page_is_never_believed);
     tcase_add_test(damage, a_fetch_of_damage_fails_the_store);
