@@ -11,7 +11,7 @@ struct wire {
 };
 
 static inline struct wire wire_of(struct slice s) {
-    return (struct wire){.at = s.data, .end = s.data + s.bytes, .bad = false};
+    return (struct wire){.at = s.data, .end = s.bytes > 0 ? s.data + s.bytes : s.data, .bad = false};
 }
 uint8_t wire_u8(struct wire *w);
 uint16_t wire_u16(struct wire *w);
