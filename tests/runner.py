@@ -100,7 +100,7 @@ def build(name, total):
         shutil.rmtree(directory, ignore_errors=True)
         status = call(setup, log, env)
     if status == 0:
-        status = call(['ninja', '-C', directory], log, env)
+        status = call(['ninja', '-k', '0', '-C', directory], log, env)
     total.stage(f'build {name}', int(status == 0), int(status != 0), time.monotonic() - begin)
     if status != 0:
         total.failure(f'build {name}', f'CC={compiler} meson setup {directory.relative_to(ROOT)} {shlex.join(options)}; '
