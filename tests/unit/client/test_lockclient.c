@@ -287,6 +287,27 @@ START_TEST(unwritten_are_kept_and_sent_once) {
 }
 END_TEST
 
+/* More than the buffers of a socket hold: lockd cannot have had all of it, so it cannot have run. */
+START_TEST(half_written_is_sent_again) {
+    struct end end = {0};
+    const size_t bytes[] = {3, 1, 32 << 20};
+    char *value = calloc(1, bytes[2]);
+    const char *argv[] = {"SET", "7", value};
+    fake_open(&one, base, count_seen);
+    one.deaf = true;
+    start(0);
+    lockclient_send(client, 0, 0, 3, argv, bytes, note, &end);
+    free(value);
+    fake_run_until_count(base, &one.connects, 1);
+    fake_run_for(base, 50); /* the socket's buffers fill */
+    one.deaf = false;
+    fake_hang_up_all(&one);
+    until_ended(&end);
+    ck_assert_int_eq(end.result, LOCKCLIENT_REPLY);
+    ck_assert_uint_eq(seen[7], 1);
+}
+END_TEST
+
 START_TEST(next_address_when_refused) {
     struct end end = {0};
     fake_open(&one, base, echo);
@@ -1078,9 +1099,9 @@ int main(void) {
 #define TEST(test)       tcase_add_test(tc, test);
 #define ROWS(test, rows) tcase_add_loop_test(tc, test, 0, sizeof rows / sizeof rows[0]);
     CASE("replies", ROWS(reply_arrives, reply_rows) TEST(reply_byte_at_a_time) TEST(ten_thousand_pipelined))
-    CASE("loss",
-         ROWS(lost_in_mid_reply, droppers) TEST(unwritten_are_kept_and_sent_once) TEST(next_address_when_refused)
-             TEST(nobody_listens) TEST(name_is_looked_up) tcase_add_loop_test(tc, freed_while_looking_up_a_name, 0, 2);)
+    CASE("loss", ROWS(lost_in_mid_reply, droppers) TEST(unwritten_are_kept_and_sent_once)
+                     TEST(half_written_is_sent_again) TEST(next_address_when_refused) TEST(nobody_listens)
+                         TEST(name_is_looked_up) tcase_add_loop_test(tc, freed_while_looking_up_a_name, 0, 2);)
     CASE("refusals", ROWS(refusal_is_judged, refusal_rows) ROWS(refused_until_the_timeout, lasting)
                          TEST(other_node_when_one_is_down))
     CASE("timeouts",
