@@ -2,6 +2,8 @@
 #pragma once
 #include "proxy/core/key.h"
 
+enum { LINEMATCH_BYTES_MAX = 65536 }; /* a longer line never matches */
+
 struct linematch;
 
 /* 0 and *ret_match, freed with linematch_free; or -1 with what is wrong in `error`.  Back-references are refused: with
