@@ -98,6 +98,7 @@ struct store {
     struct pending batch;
     struct state state;
     paxos_slot slot_last; /* highest slot in the log */
+    struct store *next;   /* only once it is abandoned */
 };
 
 /* ---- the guard ---- */
@@ -404,6 +405,7 @@ static int check_owner(struct store *s, struct environment_open *o) {
     const struct state *state = &s->opened;
     if (state->node == s->config.node && state->node_count == s->config.node_count) return 0;
     o->told = true;
+    s->failed = false; /* it is sound, only not ours */
     return say(o->error, o->error_bytes,
                "the data directory %s belongs to node %u of %u, this process is configured as node %u of %u (node, "
                "nodes, data-dir)",
@@ -499,6 +501,7 @@ static int open_all(struct store *s, char *error, size_t bytes) {
     paxos_slot slot_bad = 0;
     if (take_directory(s, error, bytes) != 0) return -1;
     snprintf(o.path, sizeof o.path, "%s/log", s->directory);
+    s->failed = true; /* until we know better: a damaged environment is not touched again, not even to close it */
     if (guarded(open_environment, s, &o) != 0)
         return o.told ? -1 : say_damaged(s, error, bytes, "its pages cannot be read");
     if (guarded(check_metas, s, NULL) != 0)
@@ -508,6 +511,7 @@ static int open_all(struct store *s, char *error, size_t bytes) {
                       : say_damaged(s, error, bytes, "the record of its state cannot be read or is not the newest");
     if (guarded(read_accepted, s, &slot_bad) != 0)
         return say_slot_damaged(s, error, bytes, slot_bad, "cannot be read or fails its checksum");
+    s->failed = false;
     char parent[4096];
     snprintf(parent, sizeof parent, "%s/..", s->directory);
     if (sync_directory(o.path) != 0 || sync_directory(s->directory) != 0 || sync_directory(parent) != 0)
@@ -528,7 +532,6 @@ int store_open(const struct store_config *config, struct store **ret_store, char
     must(pthread_mutex_init(&s->mutex, NULL) == 0);
     must(pthread_cond_init(&s->work, NULL) == 0 && pthread_cond_init(&s->taken, NULL) == 0);
     if (open_all(s, error, error_bytes) != 0) {
-        s->failed = true; /* a damaged environment is not touched again, not even to close it */
         store_close(s);
         return -1;
     }
@@ -858,10 +861,15 @@ void store_close(struct store *s) {
         pthread_mutex_unlock(&s->mutex);
         pthread_join(s->thread, NULL);
     }
-    if (!s->failed && s->env != NULL) {
-        if (s->reader != NULL) mdb_txn_abort(s->reader);
-        mdb_env_close(s->env);
+    if (s->failed && s->env != NULL) {
+        static struct store *abandoned; /* still open, and never freed */
+        s->next = abandoned;
+        abandoned = s;
+        if (s->lock_fd >= 0) close(s->lock_fd);
+        return;
     }
+    if (s->reader != NULL) mdb_txn_abort(s->reader);
+    if (s->env != NULL) mdb_env_close(s->env);
     if (s->lock_fd >= 0) close(s->lock_fd);
     const struct alloc *a = heap_alloc();
     alloc_put(a, s->accepted);

@@ -254,16 +254,13 @@ START_TEST(too_many_strangers_are_closed) {
 }
 END_TEST
 
-/* Names are looked up without blocking the loop; one that nobody knows is tried again. */
+/* Names are looked up without blocking the loop. */
 START_TEST(a_name_is_looked_up) {
     struct world *a = &worlds[0];
     addresses[1].numeric = false;
     strcpy(addresses[1].host, "localhost");
-    addresses[2].numeric = false;
-    strcpy(addresses[2].host, "no-such-name.invalid");
     start(a, 0, 100, listeners[0]);
     RUN_UNTIL(a->ups[1] == 1);
-    ck_assert_uint_eq(a->ups[2], 0);
     close(listeners[1]);
     close(listeners[2]);
 }
