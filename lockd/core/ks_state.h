@@ -119,7 +119,8 @@ struct keyspace {
     uint32_t place_count, place_capacity, lease_count;
 
     struct ks_script_text *scripts;
-    struct route *route; /* NULL in an overlay */
+    struct script_engine *engine; /* not replicated; NULL: none made yet */
+    struct route *route;          /* NULL in an overlay */
 
     /* the batch being applied */
     struct slice *argv;       /* BATCH_ARGC_MAX of them */

@@ -57,8 +57,15 @@ static void cache_add(struct keyspace *ks, struct slice text, const char *sha) {
     ks->memory_bytes += text.bytes;
 }
 
-void ks_scripts_free(struct keyspace *ks) {
+static void cache_clear(struct keyspace *ks) {
     while (ks->scripts != NULL) cache_drop(ks, ks->scripts);
+}
+
+static void engine_free(struct script_engine *e);
+
+void ks_scripts_free(struct keyspace *ks) {
+    cache_clear(ks);
+    engine_free(ks->engine);
 }
 
 static bool check_text(struct ks_call *call, struct slice text);
@@ -80,7 +87,7 @@ static void script_flush(struct ks_call *call) {
         resp_error(call->reply, "ERR SCRIPT FLUSH only support SYNC|ASYNC option");
         return;
     }
-    ks_scripts_free(call->ks);
+    cache_clear(call->ks);
     resp_ok(call->reply);
 }
 
@@ -248,7 +255,7 @@ void ks_cmd_x_script(struct ks_call *call) {
 
 enum {
     HOOK_STEPS = 100,        /* instructions between two looks at the limit */
-    PRICE_UNIT_BYTES = 4096, /* an instruction costs one step more per this much memory of the script */
+    PRICE_UNIT_BYTES = 1024, /* an instruction costs one step more per this much memory of the script */
     REP_BYTES_MAX = 1024 * 1024,
     CALL_ARGC_MAX = 1024
 };
@@ -276,7 +283,6 @@ struct run {
     bool refused;          /* it did not compile: nothing to log */
     enum limit limit;
     uint64_t steps;
-    size_t lua_bytes, lua_bytes_start;
     struct slice argv[CALL_ARGC_MAX];
 };
 
@@ -291,28 +297,47 @@ static void words_add_u64(struct word_list *l, uint64_t value) {
     words_add(l, slice_of(text, (size_t)snprintf(text, sizeof text, "%llu", (unsigned long long)value)));
 }
 
+/* The interpreter, kept from run to run because making it costs more than running a script.  Nothing a script can
+ * change outlives it: what is global is sealed (C5), KEYS and ARGV are made anew.  After a limit, or when it has grown,
+ * it is thrown away. */
+struct script_engine {
+    const struct alloc *alloc;
+    lua_State *L;
+    struct run *run;           /* the one going on */
+    size_t bytes, bytes_start; /* that Lua has now; that it had when the run began */
+    uint32_t chunk_count;      /* compiled scripts it keeps, by digest */
+};
+enum { ENGINE_BYTES_MAX = 4 * 1024 * 1024, ENGINE_CHUNKS_MAX = 1000, ENGINE_GARBAGE_BYTES = 256 * 1024 };
+
+static size_t run_bytes(const struct script_engine *e) {
+    return e->bytes > e->bytes_start ? e->bytes - e->bytes_start : 0;
+}
+
 static void *lua_memory(void *context, void *memory, size_t old_bytes, size_t bytes) {
-    struct run *run = context;
-    const struct alloc *alloc = run->overlay->config.alloc;
+    struct script_engine *e = context;
     if (memory == NULL) old_bytes = 0;
     if (bytes == 0) {
-        alloc_put(alloc, memory);
-        run->lua_bytes -= old_bytes;
+        alloc_put(e->alloc, memory);
+        e->bytes -= old_bytes;
         return NULL;
     }
-    if (bytes > old_bytes && run->lua_bytes + (bytes - old_bytes) > SCRIPT_MEMORY_BYTES_MAX) {
-        run->limit = LIMIT_MEMORY;
+    if (e->run != NULL && bytes > old_bytes && run_bytes(e) + (bytes - old_bytes) > SCRIPT_MEMORY_BYTES_MAX) {
+        e->run->limit = LIMIT_MEMORY;
         return NULL;
     }
-    memory = alloc_resize(alloc, memory, bytes);
-    run->lua_bytes += bytes - old_bytes;
+    memory = alloc_resize(e->alloc, memory, bytes);
+    e->bytes += bytes - old_bytes;
     return memory;
 }
 
-static struct run *run_of(lua_State *L) {
+static struct script_engine *engine_of(lua_State *L) {
     void *context;
     (void)lua_getallocf(L, &context);
     return context;
+}
+
+static struct run *run_of(lua_State *L) {
+    return engine_of(L)->run;
 }
 
 _Noreturn static void stop(lua_State *L, enum limit limit) {
@@ -332,9 +357,7 @@ static void charge(lua_State *L, uint64_t steps) {
  * price grows with it, and the steps bound the time whatever the script does. */
 static void on_count(lua_State *L, lua_Debug *at) {
     (void)at;
-    const struct run *run = run_of(L);
-    const size_t bytes = run->lua_bytes > run->lua_bytes_start ? run->lua_bytes - run->lua_bytes_start : 0;
-    charge(L, HOOK_STEPS * (1 + bytes / PRICE_UNIT_BYTES));
+    charge(L, HOOK_STEPS * (1 + run_bytes(engine_of(L)) / PRICE_UNIT_BYTES));
 }
 
 /* ---- errors, as Redis makes them: a table with the text in `err` ---- */
@@ -687,6 +710,7 @@ static int redis_replicate_commands(lua_State *L) {
 /* C4: a limit goes through. */
 static int limited_pcall(lua_State *L) {
     luaL_checkany(L, 1);
+    charge(L, 10);
     const int status = lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0);
     if (status == 0) {
         lua_pushboolean(L, true);
@@ -713,6 +737,7 @@ static int limited_handler(lua_State *L) {
 
 static int limited_xpcall(lua_State *L) {
     luaL_checkany(L, 2);
+    charge(L, 10);
     lua_settop(L, 2);
     lua_pushcclosure(L, limited_handler, 1);
     lua_insert(L, 1);
@@ -726,6 +751,7 @@ static int limited_xpcall(lua_State *L) {
 /* No addresses: they would differ from run to run. */
 static int plain_tostring(lua_State *L) {
     luaL_checkany(L, 1);
+    charge(L, 20);
     switch (lua_type(L, 1)) {
     case LUA_TNUMBER: lua_pushstring(L, lua_tostring(L, 1)); break;
     case LUA_TSTRING: lua_pushvalue(L, 1); break;
@@ -763,19 +789,20 @@ static int charged(lua_State *L) {
 
 /* table.maxn looks at every slot, and nothing says how many there are. */
 static int charged_maxn(lua_State *L) {
-    charge(L, 1 + run_of(L)->lua_bytes / 64);
+    charge(L, 1 + engine_of(L)->bytes / 64);
     return lua_tocfunction(L, lua_upvalueindex(1))(L);
 }
 
 struct function {
     const char *name;
-    int weight; /* steps for 16 bytes of a string or elements of a table; 0: as it is */
+    int weight; /* steps for 16 bytes of a string or 16 elements of a table; 0: as it is */
 };
 static const struct function base_functions[] = {{"assert", 0}, {"error", 0},  {"ipairs", 0},   {"next", 0},
                                                  {"pairs", 0},  {"select", 0}, {"tonumber", 1}, {"type", 0},
                                                  {"unpack", 2}, {NULL, 0}};
-static const struct function string_functions[] = {{"byte", 1},    {"char", 0}, {"format", 1}, {"len", 0}, {"lower", 1},
-                                                   {"reverse", 1}, {"sub", 1},  {"upper", 1},  {NULL, 0}};
+static const struct function string_functions[] = {{"byte", 1}, {"char", 0},  {"format", 1600},
+                                                   {"len", 0},  {"lower", 1}, {"reverse", 1},
+                                                   {"sub", 1},  {"upper", 1}, {NULL, 0}};
 static const struct function table_functions[] = {{"concat", 32}, {"getn", 0},   {"insert", 16},
                                                   {"remove", 16}, {"sort", 512}, {NULL, 0}};
 static const char *const math_functions[] = {"abs", "acos", "asin",  "atan", "atan2", "ceil",  "cos",  "cosh",
@@ -882,10 +909,13 @@ static void make_words(lua_State *L, const struct slice *words, uint32_t count) 
     }
 }
 
-/* Leaves the script's globals on top. */
-static void make_globals(lua_State *L, struct run *run) {
+/* Two tables in the registry: GLOBALS, what scripts see, which is empty and sealed; and THERE, from which it reads. */
+static const char GLOBALS[] = "holdfast.globals", THERE[] = "holdfast.there";
+
+static int make_globals(lua_State *L) {
+    lua_settop(L, 0);
     open_library(L, luaopen_base, "");
-    lua_newtable(L); /* what there is */
+    lua_newtable(L);
     take_functions(L, LUA_GLOBALSINDEX, base_functions);
     set_function(L, "pcall", limited_pcall);
     set_function(L, "xpcall", limited_xpcall);
@@ -898,19 +928,34 @@ static void make_globals(lua_State *L, struct run *run) {
     lua_setfield(L, -2, "math");
     make_redis(L);
     lua_setfield(L, -2, "redis");
-    run->lua_bytes_start = run->lua_bytes;
-    make_words(L, run->keys, run->key_count);
-    lua_setfield(L, -2, "KEYS");
-    make_words(L, run->args, run->arg_count);
-    lua_setfield(L, -2, "ARGV");
-    lua_createtable(L, 0, 1); /* what there is not */
+    lua_createtable(L, 0, 1);
     set_function(L, "__index", undefined_global);
     lua_setmetatable(L, -2);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, LUA_REGISTRYINDEX, THERE);
     lua_pushvalue(L, -1);
     make_readonly(L);
     lua_pushvalue(L, -1);
     lua_setfield(L, -3, "_G");
-    lua_remove(L, -2);
+    lua_setfield(L, LUA_REGISTRYINDEX, GLOBALS);
+    return 0;
+}
+
+static void engine_free(struct script_engine *e) {
+    if (e == NULL) return;
+    e->run = NULL;
+    if (e->L != NULL) lua_close(e->L);
+    must(e->bytes == 0);
+    alloc_put(e->alloc, e);
+}
+
+static struct script_engine *engine_new(const struct alloc *alloc, bool with_libraries) {
+    struct script_engine *e = alloc_get0(alloc, sizeof *e);
+    e->alloc = alloc;
+    e->L = lua_newstate(lua_memory, e);
+    must(e->L != NULL); /* without a run there is no limit, and running out of memory is fatal anyway */
+    if (with_libraries) must(lua_cpcall(e->L, make_globals, NULL) == 0);
+    return e;
 }
 
 static void reply_failure(lua_State *L, struct run *run) {
@@ -948,18 +993,42 @@ static bool compile(lua_State *L, struct slice text, struct buf *reply) {
     return false;
 }
 
+/* KEYS or ARGV among the globals; NULL: none. */
+static void set_words(lua_State *L, const char *name, const struct slice *words, uint32_t count) {
+    lua_getfield(L, LUA_REGISTRYINDEX, THERE);
+    if (words != NULL)
+        make_words(L, words, count);
+    else
+        lua_pushnil(L);
+    lua_setfield(L, -2, name);
+    lua_pop(L, 1);
+}
+
+/* Pushes the compiled script. */
+static bool push_chunk(lua_State *L, struct run *run) {
+    lua_getfield(L, LUA_REGISTRYINDEX, run->sha);
+    if (lua_isfunction(L, -1)) return true;
+    lua_pop(L, 1);
+    if (!compile(L, run->text, &run->reply)) return false;
+    lua_getfield(L, LUA_REGISTRYINDEX, GLOBALS);
+    lua_setfenv(L, -2);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, LUA_REGISTRYINDEX, run->sha);
+    engine_of(L)->chunk_count++;
+    return true;
+}
+
 /* All of Lua happens in here, protected. */
 static int run_protected(lua_State *L) {
     struct run *run = run_of(L);
     lua_settop(L, 0);
     lua_pushcfunction(L, on_error); /* 1: the handler of the lua_pcall below */
-    make_globals(L, run);
-    if (!compile(L, run->text, &run->reply)) {
+    if (!push_chunk(L, run)) {
         run->refused = true;
         return 0;
     }
-    lua_insert(L, -2);
-    lua_setfenv(L, -2);
+    set_words(L, "KEYS", run->keys, run->key_count);
+    set_words(L, "ARGV", run->args, run->arg_count);
     lua_sethook(L, on_count, LUA_MASKCOUNT, HOOK_STEPS);
     const int status = lua_pcall(L, 0, 1, 1);
     if (run->limit != LIMIT_NONE) return 0;
@@ -967,6 +1036,9 @@ static int run_protected(lua_State *L) {
         reply_value(L, run, 0);
     else
         reply_failure(L, run);
+    lua_sethook(L, NULL, 0, 0);
+    set_words(L, "KEYS", NULL, 0);
+    set_words(L, "ARGV", NULL, 0);
     return 0;
 }
 
@@ -996,21 +1068,31 @@ static void reply_limit(struct run *run) {
     }
 }
 
-static void run_script(struct run *run) {
-    lua_State *L = lua_newstate(lua_memory, run);
-    if (L != NULL) {
-        const int status = lua_cpcall(L, run_protected, NULL);
-        if (status != 0 && run->limit == LIMIT_NONE) {
-            const char *text = lua_tostring(L, -1);
-            buf_clear(&run->reply);
-            resp_error(&run->reply, "ERR the script failed: %s; it did nothing", text ? text : "unknown error");
-            run->refused = true;
-        }
-        lua_sethook(L, NULL, 0, 0);
-        lua_close(L);
+/* Garbage goes when there is much of it, and the engine when even so it stays large. */
+static bool engine_worn(struct script_engine *e) {
+    if (run_bytes(e) > ENGINE_GARBAGE_BYTES) lua_gc(e->L, LUA_GCCOLLECT, 0);
+    return e->bytes > ENGINE_BYTES_MAX || e->chunk_count > ENGINE_CHUNKS_MAX;
+}
+
+static void run_script(struct keyspace *ks, struct run *run) {
+    if (ks->engine == NULL) ks->engine = engine_new(ks->config.alloc, true);
+    struct script_engine *e = ks->engine;
+    e->run = run;
+    e->bytes_start = e->bytes;
+    const int status = lua_cpcall(e->L, run_protected, NULL);
+    if (status != 0 && run->limit == LIMIT_NONE) {
+        const char *text = lua_tostring(e->L, -1);
+        buf_clear(&run->reply);
+        resp_error(&run->reply, "ERR the script failed: %s; it did nothing", text ? text : "unknown error");
+        run->refused = true;
     }
-    must(run->lua_bytes == 0);
+    lua_settop(e->L, 0);
+    e->run = NULL;
     if (run->limit != LIMIT_NONE) reply_limit(run);
+    if (status != 0 || run->limit != LIMIT_NONE || engine_worn(e)) {
+        engine_free(e);
+        ks->engine = NULL;
+    }
 }
 
 static void run_init(struct run *run, const struct keyspace *ks, uint64_t stamp_ms) {
@@ -1033,13 +1115,12 @@ static void run_release(struct run *run) {
 /* Does it compile?  On every node alike, when SCRIPT LOAD is applied. */
 static bool check_text(struct ks_call *call, struct slice text) {
     if (!ks_check_value(call, text)) return false;
-    struct run *run = alloc_get0(call->ks->config.alloc, sizeof *run);
-    run_init(run, call->ks, call->stamp_ms);
-    lua_State *L = lua_newstate(lua_memory, run);
-    const bool good = L != NULL && compile(L, text, call->reply);
-    if (L != NULL) lua_close(L);
-    run_release(run);
-    alloc_put(call->ks->config.alloc, run);
+    struct run limits = {.limit = LIMIT_NONE};
+    struct script_engine *e = engine_new(call->ks->config.alloc, false);
+    e->bytes_start = e->bytes;
+    e->run = &limits;
+    const bool good = compile(e->L, text, call->reply);
+    engine_free(e);
     return good;
 }
 
@@ -1168,7 +1249,7 @@ static enum ks_script_verdict script_verdict(struct ks_call *call, struct run *r
     if (!find_script(call, run, sha, &cached) || !keys_fit(call, run)) return KS_SCRIPT_REFUSED;
     if (stamp_needed(call, run) != 0) return KS_SCRIPT_NEEDS_STAMP;
     if (run->key_count > 0) run->key_loaded = alloc_get0(call->ks->config.alloc, run->key_count * sizeof(bool));
-    run_script(run);
+    run_script(call->ks, run);
     if (!run->refused && write_effects(run, cached ? (struct slice){0} : run->text, effects)) return KS_SCRIPT_PROPOSE;
     if (!run->refused) {
         run->limit = LIMIT_EFFECTS;

@@ -245,6 +245,30 @@ START_TEST(the_lock_of_redis_py) {
 }
 END_TEST
 
+/* The interpreter is kept, the scripts' doings are not. */
+START_TEST(runs_know_nothing_of_each_other) {
+    static const char count[] =
+        "local n = 0 local function up() n = n + 1 return n end return {up(), up(), #KEYS, #ARGV}";
+    EVALS(count, "2 a b c", "[1 2 2 1]");
+    EVALS(count, "0", "[1 2 0 0]");
+    EVALS("KEYS.mine = 1 ARGV[1] = 'x' redis.mine = 1", "1 a b",
+          "-ERR user_script:1: Attempt to modify a readonly table script: 106404013b160ad11a86328bd05f25b1f2065f98, on "
+          "@user_script:1.");
+    EVALS("return {tostring(KEYS.mine), ARGV[1], tostring(redis.mine)}", "1 a b", "[\"nil\" \"b\" \"nil\"]");
+    EVALS(
+        "while true do end", "0",
+        "refused -ERR the script did not end within 5000000 steps (a step costs more the more memory it uses); it did "
+        "nothing");
+    EVALS(count, "0", "[1 2 0 0]");
+    for (int i = 0; i < 1200; i++) { /* more scripts than it keeps compiled */
+        char script[64], want[16];
+        snprintf(script, sizeof script, "return %d", i);
+        snprintf(want, sizeof want, "%d", i);
+        if (strcmp(eval_of("EVAL", script, "0"), want) != 0) ck_abort_msg("%s", script);
+    }
+}
+END_TEST
+
 START_TEST(the_cache_of_texts) {
     batch_begin(&story_value, story_ballot, true, 10);
     batch_line("%SETTINGS scripts_max 2");
@@ -456,9 +480,9 @@ static const struct {
     {"local t = {} for i=1,20000 do t[i..'k']=i end for i=1,20000 do t[i..'k']=nil end while true do next(t) end",
      "refused -ERR the script did not end within"},
     {"while true do unpack({}, 1, 7000) end", "refused -ERR the script did not end within"},
-    {"local s = ('x'):rep(1000000) local t = {} for i=1,60 do t[i] = s..i end",
+    {"local s = ('x'):rep(1000000) for i=1,9 do s = s..s end",
      "refused -ERR the script needs more than 33554432 bytes"},
-    {"local s = ('x'):rep(1000000) local t = {} for i=1,60 do pcall(function() t[i] = s..i end) end return 1",
+    {"local s = ('x'):rep(1000000) for i=1,9 do pcall(function() s = s..s end) end return 1",
      "refused -ERR the script needs more than 33554432 bytes"},
     {"return ('x'):rep(1048577)",
      "-ERR user_script:1: string.rep: the result would be longer than 1048576 bytes script: "},
@@ -544,6 +568,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, only_its_keys);
     tcase_add_test(tc, it_sees_its_own_writes);
     tcase_add_test(tc, the_lock_of_redis_py);
+    tcase_add_test(tc, runs_know_nothing_of_each_other);
     tcase_add_test(tc, the_cache_of_texts);
     tcase_add_test(tc, a_failure_keeps_what_was_written);
     tcase_add_loop_test(tc, what_changed_voids_it, 0, sizeof races / sizeof races[0]);
