@@ -261,7 +261,7 @@ void check_heard(struct world *w, uint16_t node, const struct paxos_msg *m) {
         .ballot = m->ballot, .round = m->round, .local_ms = world_local_ms(w, node), .lease_ms = m->lease_ms};
 }
 
-void check_output(struct world *w, uint16_t node, const struct paxos_output *out) {
+void check_promises(struct world *w, uint16_t node, const struct paxos_output *out) {
     struct node_facts *n = &w->checker->nodes[node];
     const uint64_t now = world_local_ms(w, node);
     for (uint32_t i = 0; i < out->send_after_count + out->send_now_count; i++) {
@@ -275,6 +275,10 @@ void check_output(struct world *w, uint16_t node, const struct paxos_output *out
         n->promise_ms = now;
         n->promise_leader = n->leader;
     }
+}
+
+void check_applies(struct world *w, uint16_t node, const struct paxos_output *out) {
+    struct node_facts *n = &w->checker->nodes[node];
     for (uint32_t i = 0; i < out->apply_count; i++) {
         const struct paxos_entry *e = &out->applies[i];
         if (e->slot != n->applied + 1)
@@ -330,6 +334,14 @@ paxos_slot check_acknowledged_max(const struct world *w) {
 }
 paxos_slot check_applied(const struct world *w, uint16_t node) {
     return w->checker->nodes[node].applied;
+}
+void check_applied_is(struct world *w, uint16_t node, paxos_slot slot) {
+    struct node_facts *n = &w->checker->nodes[node];
+    if (slot < n->applied) world_fail(w, "P4: n%u goes back from slot %llu to %llu", node, u(n->applied), u(slot));
+    for (paxos_slot s = n->applied + 1; s <= slot; s++) {
+        if (!facts(w, s)->chosen) world_fail(w, "P2: n%u applies slot %llu, which nobody has chosen", node, u(s));
+    }
+    n->applied = slot;
 }
 void check_end(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {

@@ -25,8 +25,11 @@ void check_durable(struct world *w, uint16_t node, const struct disk_write *t);
 void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet *p);
 /* A node is about to take in this message. */
 void check_heard(struct world *w, uint16_t node, const struct paxos_msg *m);
-/* The work of one take. */
-void check_output(struct world *w, uint16_t node, const struct paxos_output *out);
+/* The work of one take: promises given, entries handed out. */
+void check_promises(struct world *w, uint16_t node, const struct paxos_output *out);
+void check_applies(struct world *w, uint16_t node, const struct paxos_output *out);
+/* Where applies are not seen: the node says it has applied everything up to here. */
+void check_applied_is(struct world *w, uint16_t node, paxos_slot slot);
 /* The end of a turn. */
 void check_turn(struct world *w, uint16_t node);
 /* The store is read for a peer: slot `slot` as chosen. */

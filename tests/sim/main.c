@@ -15,7 +15,7 @@
 
 enum { SETTLE_MS_MAX = 10000, QUIET_MS = 5000, CALM_MS = 3000 };
 
-static const struct sim_object *const objects[] = {&sim_paxos};
+static const struct sim_object *const objects[] = {&sim_paxos, &sim_replica};
 static char current[160]; /* how to repeat what runs now */
 
 static void on_abort(int number) {
@@ -115,7 +115,7 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 static int usage(const char *name) {
-    fprintf(stderr, "usage: %s --seeds A..B | --seed N  [--object paxos] [--nodes 1..5] [--stop]\n", name);
+    fprintf(stderr, "usage: %s --seeds A..B | --seed N  [--object paxos|replica] [--nodes 1..5] [--stop]\n", name);
     return 2;
 }
 static int compare(const void *a, const void *b) {

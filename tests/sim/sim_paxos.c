@@ -162,6 +162,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
     case INPUT_CLIENT:
         for (uint64_t i = 0; i < in->number; i++) (void)propose(w, node);
         return;
+    case INPUT_LINK: return;
     }
     (void)!paxos_step(pr->p, &pi);
 }
@@ -185,7 +186,8 @@ static void take_all(struct world *w, uint16_t node, uint64_t *ret_wake_ms) {
     struct process *pr = &state_of(w)->processes[node];
     struct paxos_output out;
     while (paxos_take(pr->p, &out) && !w->failed) {
-        check_output(w, node, &out);
+        check_promises(w, node, &out);
+        check_applies(w, node, &out);
         if (out.batch != 0) world_save(w, node, out.batch, &out, NULL);
         for (uint32_t i = 0; i < out.send_now_count; i++)
             world_send(w, node, out.sends_now[i].to, pack(w, node, &out.sends_now[i]));

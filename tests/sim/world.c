@@ -15,7 +15,8 @@ enum event_kind {
     EVENT_FAULT,
     EVENT_LOAD,
     EVENT_RESTART,
-    EVENT_COUP
+    EVENT_COUP,
+    EVENT_LINKS
 };
 struct event {
     uint64_t at_us, seq;
@@ -23,6 +24,7 @@ struct event {
     uint16_t node;
     uint64_t boot;
     struct packet *packet;
+    uint32_t epoch;
 };
 
 /* ------------------------------------------------------------------ chance: xoshiro256** (Blackman, Vigna 2018) */
@@ -127,7 +129,8 @@ static void schedule(struct world *w, uint64_t at_us, enum event_kind kind, uint
                             .kind = kind,
                             .node = node,
                             .boot = w->nodes[node].boot,
-                            .packet = packet};
+                            .packet = packet,
+                            .epoch = packet != NULL ? w->links[packet->from][node].epoch : 0};
     size_t at = w->heap_count++;
     for (; at > 0 && before(&e, &w->heap[(at - 1) / 2]); at = (at - 1) / 2) w->heap[at] = w->heap[(at - 1) / 2];
     w->heap[at] = e;
@@ -233,13 +236,18 @@ void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p) {
     struct link *l = &w->links[from][to];
     check_emit(w, from, to, p);
     uint32_t copies = 1;
-    if (l->cut || world_chance(w, l->loss_ppm))
+    if (w->object->connections) {
+        if (!l->up || l->broken || l->cut || world_chance(w, l->loss_ppm / 100)) {
+            l->broken = true;
+            copies = 0;
+        }
+    } else if (l->cut || world_chance(w, l->loss_ppm))
         copies = 0;
     else if (world_chance(w, l->duplicate_ppm))
         copies = 2;
     for (uint32_t i = 0; i < copies; i++) {
         uint64_t at = w->now_us + world_between(w, l->delay_min_us, l->delay_max_us);
-        if (world_chance(w, l->reorder_ppm)) {
+        if (!w->object->connections && world_chance(w, l->reorder_ppm)) {
             at += world_between(w, 0, 40000);
             if (world_chance(w, 50000)) at += world_between(w, 0, 3000000); /* a packet from another age */
         } else {
@@ -373,6 +381,41 @@ void disk_read(const struct disk *d, struct paxos_saved *ret_saved, struct paxos
                                       .restarted = d->used};
 }
 
+/* ------------------------------------------------------------------ connections */
+
+static void link_down(struct world *w, uint16_t from, uint16_t to) {
+    struct link *l = &w->links[from][to];
+    l->epoch++; /* what is on its way is lost */
+    l->broken = false;
+    if (l->up && w->nodes[from].up) give(w, from, (struct input){.kind = INPUT_LINK, .number = 2u * to});
+    l->up = false;
+}
+static void link_up(struct world *w, uint16_t from, uint16_t to) {
+    struct link *l = &w->links[from][to];
+    if (l->up || l->cut || !w->nodes[from].up || !w->nodes[to].up) return;
+    l->up = true;
+    l->last_us = w->now_us;
+    give(w, from, (struct input){.kind = INPUT_LINK, .number = 2u * to + 1});
+}
+/* From time to time everybody notices what broke and dials again. */
+static void look_at_links(struct world *w) {
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        for (uint16_t j = 0; j < w->node_count; j++) {
+            if (i == j) continue;
+            if (w->links[i][j].broken) link_down(w, i, j);
+            if (world_chance(w, 800000)) link_up(w, i, j);
+        }
+    }
+    schedule(w, w->now_us + world_between(w, 10, 300) * 1000, EVENT_LINKS, 0, NULL);
+}
+static void links_of(struct world *w, uint16_t node) {
+    for (uint16_t i = 0; i < w->node_count && w->object->connections; i++) {
+        if (i == node) continue;
+        link_down(w, i, node);
+        link_down(w, node, i);
+    }
+}
+
 /* ------------------------------------------------------------------ processes */
 
 static void clear_memory(struct world *w, uint16_t node) {
@@ -395,6 +438,7 @@ void world_crash(struct world *w, uint16_t node) {
     n->up = false;
     w->object->stop(w, node);
     clear_memory(w, node);
+    links_of(w, node);
     if (n->memory_blocks != 0) world_fail(w, "n%u: %ld blocks of memory left after the end", node, n->memory_blocks);
 }
 void world_restart(struct world *w, uint16_t node) {
@@ -631,6 +675,7 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     for (uint16_t i = 0; i < w->node_count; i++)
         schedule(w, w->now_us + world_below(w, 300000), EVENT_RESTART, i, NULL);
     schedule(w, w->now_us + w->load_us, EVENT_LOAD, 0, NULL);
+    if (object->connections) schedule(w, w->now_us, EVENT_LINKS, 0, NULL);
     schedule(w, w->now_us + w->swarm.gap_ms * 1000, EVENT_FAULT, 0, NULL);
 }
 
@@ -657,7 +702,7 @@ static void dispatch(struct world *w, const struct event *e) {
     const bool same = n->up && n->boot == e->boot;
     switch (e->kind) {
     case EVENT_DELIVER:
-        if (n->up) {
+        if (n->up && (!w->object->connections || e->epoch == w->links[e->packet->from][e->node].epoch)) {
             give(w, e->node, (struct input){.kind = INPUT_PACKET, .packet = e->packet});
         } else {
             packet_drop(e->packet);
@@ -683,6 +728,7 @@ static void dispatch(struct world *w, const struct event *e) {
         break;
     case EVENT_RESTART: world_restart(w, e->node); break;
     case EVENT_COUP: coup(w); break;
+    case EVENT_LINKS: look_at_links(w); break;
     }
 }
 

@@ -21,6 +21,7 @@ struct world;
 struct packet {
     uint32_t refs;
     uint16_t from;
+    uint64_t boot; /* the object's own name for the sender's life */
     size_t bytes;
     _Alignas(16) char data[];
 };
@@ -60,11 +61,11 @@ struct disk {
 };
 
 /* ---- one node: a process on a machine ---- */
-enum input_kind { INPUT_TICK, INPUT_PACKET, INPUT_DURABLE, INPUT_CLIENT };
+enum input_kind { INPUT_TICK, INPUT_PACKET, INPUT_DURABLE, INPUT_CLIENT, INPUT_LINK };
 struct input {
     enum input_kind kind;
     struct packet *packet;
-    uint64_t number; /* INPUT_DURABLE: batch; INPUT_CLIENT: the object's own */
+    uint64_t number; /* INPUT_DURABLE: batch; INPUT_CLIENT: the object's own; INPUT_LINK: 2 * peer + up */
 };
 struct held { /* waits for a batch */
     uint64_t batch;
@@ -93,6 +94,9 @@ struct sim_node {
 /* ---- the object under test ---- */
 struct sim_object {
     const char *name;
+    /* Messages travel on connections: in order, none missing, until one breaks; then both ends' INPUT_LINK tells of the
+     * end and of the next one.  False: a network that loses, repeats and reorders single messages. */
+    bool connections;
     void (*begin)(struct world *w);                /* before the first start; may set w->user */
     void (*start)(struct world *w, uint16_t node); /* from its disk */
     void (*stop)(struct world *w, uint16_t node);  /* its memory is gone */
@@ -115,6 +119,8 @@ struct link {
     uint32_t loss_ppm, duplicate_ppm, reorder_ppm;
     bool cut;
     uint64_t last_us; /* FIFO */
+    bool up, broken;  /* connections: the sender thinks it has one; something was lost on it, so nothing follows */
+    uint32_t epoch;
 };
 
 struct world {
