@@ -16,7 +16,8 @@
  *   P4  Slots are applied in order, without gaps, once each.
  *   P5  Every queue has a limit in paxos_config; when it is full we refuse, we never grow.
  *   P7  Pre-vote: no ballot is raised before a majority says it has not heard a leader lately; a leader that does not
- *       reach a majority for lease_ms + election_spread_ms steps down.
+ *       reach a majority for lease_ms + election_spread_ms steps down; so does one that hears of a higher promise, and
+ *       one that gets nothing chosen for 10 x lease_ms.
  *   P8  Leader lease: an acceptor that acknowledged a leader at its time t promises no ballot of another node before
  *       t + lease_ms (the leader's number, in the message).  A higher ballot of the same node may be promised: by
  *       asking for it that node has given up the lower one.  The longest it ever granted is durable before it is
@@ -70,8 +71,9 @@ struct paxos_input {
 /* Answers, not errors: each is normal, and the caller has something to tell its client. */
 enum paxos_verdict { PAXOS_TAKEN, PAXOS_NOT_LEADER, PAXOS_FULL, PAXOS_TOO_LONG, PAXOS_IGNORED };
 
-/* A peer wants chosen entries; the caller reads slots from..to (both <= chosen here) out of its store, as many as fit
- * one frame, and sends them as PAXOS_MSG_CHOSEN.  What the store does not hold yet is left out: the peer asks again. */
+/* A peer wants chosen entries; the caller reads slots from..to out of its store, as many as fit one frame, and sends
+ * them as PAXOS_MSG_CHOSEN.  All of them are durable there, with the values that were chosen.  What is left out is
+ * asked for again. */
 struct paxos_fetch {
     uint16_t to;
     paxos_slot from_slot, to_slot;
@@ -80,7 +82,7 @@ struct paxos_fetch {
 /* Work for the caller.  sends_now may leave at once; sends_after only when this batch and every
  * earlier one is durable (P3). */
 struct paxos_output {
-    uint64_t batch;    /* counts up by one per non-empty transaction; 0: nothing to write, and sends_after then only waits for earlier ones */
+    uint64_t batch;    /* counts up by one per transaction; 0: nothing to write, sends_after waits for earlier ones */
     bool save_promise; /* store `promised` in the same transaction as `saves` */
     struct ballot promised;
     uint32_t save_lease_ms; /* non-zero: store as lease_ms_max */
@@ -89,7 +91,7 @@ struct paxos_output {
     uint32_t save_count;
     const struct paxos_msg *sends_now; /* no durable fact of ours */
     uint32_t send_now_count;
-    const struct paxos_msg *sends_after; /* prepare, promise, accepted; a heartbeat_ack that grants a longer lease or a new promise */
+    const struct paxos_msg *sends_after; /* prepare, promise, accepted; answers that report what is not durable yet */
     uint32_t send_after_count;
     const struct paxos_entry *applies; /* chosen, ascending, no gaps (P4) */
     uint32_t apply_count;
@@ -117,8 +119,8 @@ NODISCARD bool paxos_take(struct paxos *p, struct paxos_output *ret_out);
 enum paxos_role paxos_role(const struct paxos *p);
 /* The ballot we lead or try to lead under, while role >= PREPARING; else the highest promised. */
 struct ballot paxos_ballot(const struct paxos *p);
-/* The ballot of the leader heard last, and whether it was heard within lease_ms: whom to forward to, never a ground for a
- * read.  node == own while LEADING. */
+/* The ballot of the leader heard last, and whether it was heard within lease_ms: whom to forward to, never a ground for
+ * a read.  node == own while LEADING. */
 bool paxos_leader(const struct paxos *p, uint64_t now_ms, struct ballot *ret_ballot);
 /* All slots up to here are chosen and were handed out in `applies`. */
 paxos_slot paxos_chosen(const struct paxos *p);
