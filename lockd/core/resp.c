@@ -7,10 +7,15 @@
 
 /* A line of a request, without its end. */
 enum line_status { LINE_FOUND, LINE_SHORT, LINE_TOO_LONG };
+/* The head of a request or of a word. */
+enum header { HEADER_NUMBER, HEADER_SHORT, HEADER_TOO_LONG, HEADER_GARBAGE };
 
 static enum resp_status refuse(struct resp_parser *p, const char **ret_error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 static enum resp_status too_long(struct resp_parser *p, const struct resp_limits *limits, const char **ret_error);
+static inline void forget(struct resp_parser *p);
+static inline enum header read_header(struct resp_parser *p, const char *data, size_t bytes, char mark,
+                                      int64_t *ret_number);
 static enum line_status find_line(struct resp_parser *p, const char *data, size_t bytes, char end,
                                   size_t *ret_line_bytes);
 static enum resp_status parse_inline(struct resp_parser *p, const struct resp_limits *limits, char *data, size_t bytes,
@@ -24,37 +29,36 @@ enum resp_status resp_parse(struct resp_parser *p, const struct resp_limits *lim
     if (data[0] != '*') return parse_inline(p, limits, data, bytes, ret_argc, argv, ret_used, ret_error);
 
     bool resumed = p->argc_seen > 0; /* words of an earlier call are not in argv */
-    size_t line_bytes;
     int64_t number;
 again:
     if (!p->started) {
-        switch (find_line(p, data, bytes, '\r', &line_bytes)) {
-        case LINE_SHORT: return RESP_NEED_MORE;
-        case LINE_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big mbulk count string");
-        case LINE_FOUND: break;
+        switch (read_header(p, data, bytes, '*', &number)) {
+        case HEADER_SHORT: return RESP_NEED_MORE;
+        case HEADER_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big mbulk count string");
+        case HEADER_GARBAGE: number = INT64_MAX; break;
+        case HEADER_NUMBER: break;
         }
-        if (!slice_to_i64(slice_of(data + 1, line_bytes - 1), &number) || number > INT_MAX)
-            return refuse(p, ret_error, "Protocol error: invalid multibulk length");
+        if (number > INT_MAX) return refuse(p, ret_error, "Protocol error: invalid multibulk length");
         if (number > (int64_t)limits->argc_max)
             return refuse(p, ret_error, "too many arguments: %lld given, arguments-max is %u", (long long)number,
                           limits->argc_max);
-        p->at = line_bytes + 2;
         p->argc = number > 0 ? (uint32_t)number : 0;
         p->started = true;
     }
     while (p->argc_seen < p->argc) {
         if (!p->in_bulk) {
-            switch (find_line(p, data, bytes, '\r', &line_bytes)) {
-            case LINE_SHORT: return RESP_NEED_MORE;
-            case LINE_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big bulk count string");
-            case LINE_FOUND: break;
+            switch (read_header(p, data, bytes, '$', &number)) {
+            case HEADER_SHORT: return RESP_NEED_MORE;
+            case HEADER_TOO_LONG: return refuse(p, ret_error, "Protocol error: too big bulk count string");
+            case HEADER_GARBAGE:
+                if (data[p->at] != '$')
+                    return refuse(p, ret_error, "Protocol error: expected '$', got '%c'", data[p->at]);
+                number = -1;
+                break;
+            case HEADER_NUMBER: break;
             }
-            const char *line = data + p->at;
-            if (line[0] != '$') return refuse(p, ret_error, "Protocol error: expected '$', got '%c'", line[0]);
-            if (!slice_to_i64(slice_of(line + 1, line_bytes - 1), &number) || number < 0 ||
-                number > (int64_t)limits->arg_bytes_max)
+            if (number < 0 || number > (int64_t)limits->arg_bytes_max)
                 return refuse(p, ret_error, "Protocol error: invalid bulk length");
-            p->at += line_bytes + 2;
             if (p->at + (size_t)number + 2 > limits->request_bytes_max) return too_long(p, limits, ret_error);
             p->bulk_bytes = number;
             p->in_bulk = true;
@@ -67,7 +71,7 @@ again:
     }
     const uint32_t argc = p->argc;
     const size_t used = p->at;
-    *p = (struct resp_parser){0};
+    forget(p);
     if (resumed) { /* all of it is here now: one more look, at the headers only, finds every word (E1) */
         resumed = false;
         bytes = used;
@@ -110,6 +114,44 @@ static enum line_status find_line(struct resp_parser *p, const char *data, size_
     *ret_line_bytes = p->line_bytes;
     p->line_bytes = 0;
     return LINE_FOUND;
+}
+
+/* Ready for the next request; the room for an error need not be cleared. */
+static inline void forget(struct resp_parser *p) {
+    p->argc = p->argc_seen = 0;
+    p->at = p->line_bytes = 0;
+    p->bulk_bytes = 0;
+    p->started = p->in_bulk = false;
+}
+
+/* `mark`, a number, CR and one byte more, from p->at on.  HEADER_NUMBER: p->at is past it; else it has not moved. */
+static inline enum header read_header(struct resp_parser *p, const char *data, size_t bytes, char mark,
+                                      int64_t *ret_number) {
+    const char *at = data + p->at;
+    const size_t here = bytes - p->at;
+    /* Nearly all are one to six digits and here whole: without a call parsing takes half the time. */
+    if (here >= 4 && at[0] == mark && at[1] >= '0' && at[1] <= '9') {
+        const size_t most = here - 2 < 7 ? here - 2 : 7;
+        int64_t number = at[1] - '0';
+        size_t i = 2;
+        if (number > 0)
+            for (; i < most && at[i] >= '0' && at[i] <= '9'; i++) number = number * 10 + (at[i] - '0');
+        if (at[i] == '\r') {
+            *ret_number = number;
+            p->at += i + 2;
+            p->line_bytes = 0;
+            return HEADER_NUMBER;
+        }
+    }
+    size_t line_bytes;
+    switch (find_line(p, data, bytes, '\r', &line_bytes)) {
+    case LINE_SHORT: return HEADER_SHORT;
+    case LINE_TOO_LONG: return HEADER_TOO_LONG;
+    case LINE_FOUND: break;
+    }
+    if (at[0] != mark || !slice_to_i64(slice_of(at + 1, line_bytes - 1), ret_number)) return HEADER_GARBAGE;
+    p->at += line_bytes + 2;
+    return HEADER_NUMBER;
 }
 
 static bool is_space(char c) {
@@ -203,7 +245,7 @@ static enum resp_status parse_inline(struct resp_parser *p, const struct resp_li
     }
     if (argc > 0 && (slice_is_word(argv[0], "POST") || slice_is_word(argv[0], "HOST:")))
         return refuse(p, ret_error, "Protocol error: this is no web server");
-    *p = (struct resp_parser){0};
+    forget(p);
     *ret_argc = argc;
     *ret_used = used;
     return RESP_REQUEST;
@@ -220,14 +262,15 @@ static char *digits(char *end, uint64_t value) {
     return end;
 }
 
-/* `mark`, the number, CRLF: the head of every reply that has one. */
-static void put_number(struct buf *b, char mark, int64_t value) {
-    char text[1 + 20 + 2], *end = text + sizeof text - 2;
-    memcpy(end, "\r\n", 2);
-    char *at = digits(end, value < 0 ? 0 - (uint64_t)value : (uint64_t)value);
-    if (value < 0) *--at = '-';
+enum { HEAD_BYTES_MAX = 1 + 1 + 20 + 2 };
+
+/* `mark`, the number, CRLF, at the end of `text`: the head of every reply that has one.  Returns where it begins. */
+static char *head_of(char text[HEAD_BYTES_MAX], char mark, uint64_t value) {
+    char *at = text + HEAD_BYTES_MAX - 2;
+    memcpy(at, "\r\n", 2);
+    at = digits(at, value);
     *--at = mark;
-    buf_append(b, at, (size_t)(text + sizeof text - at));
+    return at;
 }
 
 void resp_ok(struct buf *b) {
@@ -259,16 +302,24 @@ void resp_error(struct buf *b, const char *format, ...) {
 }
 
 void resp_integer(struct buf *b, int64_t value) {
-    put_number(b, ':', value);
+    char text[HEAD_BYTES_MAX];
+    char *at = head_of(text, ':', value < 0 ? 0 - (uint64_t)value : (uint64_t)value);
+    if (value < 0) {
+        *at = '-';
+        *--at = ':';
+    }
+    buf_append(b, at, (size_t)(text + sizeof text - at));
 }
 
 void resp_bulk(struct buf *b, struct slice s) {
-    must(s.bytes <= INT64_MAX);
-    put_number(b, '$', (int64_t)s.bytes);
-    char *at = buf_reserve(b, s.bytes + 2);
-    if (s.bytes > 0) memcpy(at, s.data, s.bytes);
-    memcpy(at + s.bytes, "\r\n", 2);
-    b->bytes += s.bytes + 2;
+    char text[HEAD_BYTES_MAX];
+    const char *head = head_of(text, '$', s.bytes);
+    const size_t head_bytes = (size_t)(text + sizeof text - head);
+    char *at = buf_reserve(b, head_bytes + s.bytes + 2);
+    memcpy(at, head, head_bytes);
+    if (s.bytes > 0) memcpy(at + head_bytes, s.data, s.bytes);
+    memcpy(at + head_bytes + s.bytes, "\r\n", 2);
+    b->bytes += head_bytes + s.bytes + 2;
 }
 
 void resp_bulk_str(struct buf *b, const char *text) {
@@ -290,7 +341,9 @@ void resp_nil_array(struct buf *b) {
 }
 
 void resp_array(struct buf *b, uint32_t count) {
-    put_number(b, '*', (int64_t)count);
+    char text[HEAD_BYTES_MAX];
+    const char *at = head_of(text, '*', count);
+    buf_append(b, at, (size_t)(text + sizeof text - at));
 }
 
 const char *resp_show(struct slice s, char *text, size_t text_bytes) {

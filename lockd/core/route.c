@@ -104,6 +104,8 @@ struct stall {
     struct wait *waits;
 };
 
+enum { RECORD_TABLES = 1024, RECORD_TABLE_SHIFT = 22 };
+
 enum run { RUN_FIRST, RUN_WAITED, RUN_MOVED /* the call whose move is done now */ };
 
 struct route {
@@ -111,7 +113,9 @@ struct route {
     const struct alloc *alloc;
     uint64_t seed;
     uint64_t memory_bytes; /* of everything below but the tables themselves */
-    struct record *records;
+    struct record
+        *records[RECORD_TABLES]; /* by the high bits of the hash: no table is so large that doubling it is felt */
+    uint64_t record_count;
     struct record *idle; /* oldest first */
     struct member *members;
     struct stall *stalls;
@@ -130,6 +134,7 @@ struct moment {
 };
 
 static struct slice pair_key(struct route *r, struct slice a, struct slice b);
+static unsigned key_hash(const struct route *r, struct slice key);
 static struct record *record_find(struct route *r, struct slice pool, struct slice session);
 static struct slice record_shard(const struct record *rec);
 static bool shard_index(const struct record *rec, struct slice name, uint8_t *ret_index);
@@ -190,15 +195,16 @@ void route_free(struct route *r) {
         HASH_DEL(r->stalls, stall);
         give_back(r, stall, sizeof *stall);
     }
-    while (r->records != NULL) {
-        struct record *rec = r->records;
-        while (rec->holds != NULL) {
-            struct hold *hold = rec->holds;
-            DL_DELETE(rec->holds, hold);
-            give_back(r, hold, sizeof *hold);
+    for (int i = 0; i < RECORD_TABLES; i++)
+        while (r->records[i] != NULL) {
+            struct record *rec = r->records[i];
+            while (rec->holds != NULL) {
+                struct hold *hold = rec->holds;
+                DL_DELETE(rec->holds, hold);
+                give_back(r, hold, sizeof *hold);
+            }
+            record_forget(r, rec);
         }
-        record_forget(r, rec);
-    }
     while (r->members != NULL) {
         struct member *m = r->members;
         HASH_DEL(r->members, m);
@@ -311,7 +317,7 @@ static struct record *record_make(struct route *r, struct ks_call *call, struct 
     struct record *rec;
     const size_t bytes = sizeof *rec + key.bytes + shard.bytes;
     const uint64_t most = keyspace_settings(r->ks)->bindings_max;
-    if (HASH_COUNT(r->records) >= most) {
+    if (r->record_count >= most) {
         resp_error(call->reply, "BUSY bindings-max is reached: %llu sessions are recorded", (unsigned long long)most);
         return NULL;
     }
@@ -326,7 +332,10 @@ static struct record *record_make(struct route *r, struct ks_call *call, struct 
     rec->backend = first;
     memcpy(rec->bytes, key.data, key.bytes);
     memcpy(rec->bytes + key.bytes, shard.data, shard.bytes);
-    HASH_ADD_KEYPTR(hh, r->records, rec->bytes, rec->key_bytes, rec);
+    const unsigned hash = key_hash(r, key);
+    struct record **table = &r->records[hash >> RECORD_TABLE_SHIFT];
+    HASH_ADD_KEYPTR_BYHASHVALUE(hh, *table, rec->bytes, rec->key_bytes, hash, rec);
+    r->record_count++;
     record_settle(r, rec, call->stamp_ms);
     return rec;
 }
@@ -605,7 +614,7 @@ uint64_t route_holds(const struct route *r, uint64_t lease) {
 }
 
 uint64_t route_binding_count(const struct route *r) {
-    return HASH_COUNT(r->records);
+    return r->record_count;
 }
 
 uint64_t route_waiter_count(const struct route *r) {
@@ -694,7 +703,9 @@ static uint64_t hash_record(const struct record *rec, struct buf *b, uint64_t se
 uint64_t route_hash(const struct route *r, uint64_t seed) {
     struct buf b = {.alloc = r->alloc};
     uint64_t records = 0, members = 0, reports = 0;
-    for (const struct record *rec = r->records; rec != NULL; rec = rec->hh.next) records += hash_record(rec, &b, seed);
+    for (int i = 0; i < RECORD_TABLES; i++)
+        for (const struct record *rec = r->records[i]; rec != NULL; rec = rec->hh.next)
+            records += hash_record(rec, &b, seed);
     for (const struct member *m = r->members; m != NULL; m = m->hh.next)
         members += XXH3_64bits_withSeed(&m->lease, sizeof m->lease, seed);
     for (const struct report *report = r->reports; report != NULL; report = report->age_next) {
@@ -719,10 +730,15 @@ static struct slice pair_key(struct route *r, struct slice a, struct slice b) {
     return buf_slice(&r->key);
 }
 
+static unsigned key_hash(const struct route *r, struct slice key) {
+    return (unsigned)XXH3_64bits_withSeed(key.data, key.bytes, r->seed);
+}
+
 static struct record *record_find(struct route *r, struct slice pool, struct slice session) {
     const struct slice key = pair_key(r, pool, session);
+    const unsigned hash = key_hash(r, key);
     struct record *rec;
-    HASH_FIND(hh, r->records, key.data, key.bytes, rec);
+    HASH_FIND_BYHASHVALUE(hh, r->records[hash >> RECORD_TABLE_SHIFT], key.data, key.bytes, hash, rec);
     return rec;
 }
 
@@ -751,7 +767,8 @@ static void record_settle(struct route *r, struct record *rec, uint64_t stamp_ms
 static void record_forget(struct route *r, struct record *rec) {
     must(rec->holds == NULL && rec->stall == NULL);
     if (rec->idle) DL_DELETE2(r->idle, rec, idle_prev, idle_next);
-    HASH_DEL(r->records, rec);
+    HASH_DEL(r->records[rec->hh.hashv >> RECORD_TABLE_SHIFT], rec);
+    r->record_count--;
     give_back(r, rec, sizeof *rec + rec->key_bytes + rec->shard_bytes);
 }
 
