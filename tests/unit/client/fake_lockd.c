@@ -117,6 +117,11 @@ void fake_say(struct fake_conn *conn, const char *format, ...) {
     fake_say_bytes(conn, text, (size_t)count);
 }
 
+void fake_say_now(struct fake_conn *conn, const char *text) {
+    const ssize_t count = send(bufferevent_getfd(conn->bev), text, strlen(text), MSG_NOSIGNAL);
+    ck_assert_int_eq(count, (ssize_t)strlen(text));
+}
+
 void fake_hang_up(struct fake_conn *conn) {
     if (evbuffer_get_length(bufferevent_get_output(conn->bev)) == 0) conn->gone = true;
     conn->closing = true;

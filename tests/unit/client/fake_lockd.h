@@ -31,6 +31,8 @@ void fake_open(struct fake *f, struct event_base *base, fake_handler *handler);
 void fake_shut(struct fake *f);
 void fake_say(struct fake_conn *conn, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void fake_say_bytes(struct fake_conn *conn, const void *bytes, size_t count);
+/* Into the socket without a turn of the loop; only when nothing said before waits. */
+void fake_say_now(struct fake_conn *conn, const char *text);
 /* What was said before is sent first. */
 void fake_hang_up(struct fake_conn *conn);
 /* With a reset; nothing said before is waited for. */
