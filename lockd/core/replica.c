@@ -27,7 +27,10 @@ enum {
     REFUSED_MS = 50,       /* and after a refusal */
     ORIGIN_LOOK_MS = 250,  /* how often the leader looks for waits whose origin is gone */
     SCRIPT_TRIES_MAX = 64, /* a script whose reads keep changing */
-    KEY_MARKS = 1 << 16,   /* power of two */
+    SCRIPT_PATIENCE = 1,   /* tries in vain after which the pipeline drains for it */
+    HELD_BYTES_MAX = 128 << 20,
+    BATCH_ROOM = 64,     /* more than the head of a batch takes */
+    KEY_MARKS = 1 << 16, /* power of two */
     CLIENT_BYTES_MAX = 64 << 20
 };
 
@@ -75,7 +78,8 @@ struct script_job {
     const struct command *command;
     bool proposed;
     uint32_t tries;
-    uint64_t write; /* its number in the queue, once proposed */
+    uint64_t wait_for; /* writes queued before it came, or before it was void */
+    uint64_t write;    /* its number in the queue, once proposed */
     struct script_job *prev, *next;
     uint32_t argc;
     struct slice argv[];
@@ -103,11 +107,13 @@ struct replica {
     uint64_t batch, durable; /* numbers of transactions */
     struct transaction *transactions;
     struct held_frame *held;
+    size_t held_bytes;
 
     /* peers */
     bool link_up[PAXOS_NODES_MAX];
     uint64_t admitted_boot[PAXOS_NODES_MAX];
     uint64_t heard_ms[PAXOS_NODES_MAX];
+    uint64_t admitted_ms[PAXOS_NODES_MAX]; /* when admitted_boot was first seen */
     enum identity_problem problem[PAXOS_NODES_MAX];
     uint64_t question_ms;
 
@@ -125,15 +131,19 @@ struct replica {
         uint64_t boot, seq;
     } taken[PAXOS_NODES_MAX];
     struct queued_batch *queue, *queue_tail, *spare;
-    uint64_t queued_writes, applied_writes; /* commands put in the queue / applied, under our ballot */
-    uint64_t key_marks[KEY_MARKS];          /* highest write number that touches such a key */
+    size_t queue_bytes;
+    bool own_refused;       /* a write of our own router found the queue full */
+    uint64_t queued_writes; /* commands put in the queue, proposed, applied, under our ballot */
+    uint64_t proposed_writes, applied_writes;
+    bool draining; /* nothing is proposed until all that is proposed is applied: a script waits for it */
+    uint64_t key_marks[KEY_MARKS]; /* highest write number that touches such a key */
     uint64_t all_mark;
     struct script_job *scripts;
     struct ask *asks;       /* FRESH, ROUND, STAMP, EXPIRING */
     struct ask *held_nexts; /* by handle */
     uint64_t next_handle;
     uint64_t need_stamp_ms; /* an entry with this stamp must be chosen */
-    uint64_t round_now;     /* of this turn; 0: not asked yet */
+    uint64_t round_now;     /* asked for and not gone out yet; 0: none */
     struct keeper *keeper;
     uint64_t origin_look_ms;
 };
@@ -259,6 +269,8 @@ static void send_paxos_after(struct replica *r, const struct paxos_msg *msg) {
     const struct frame frame = {.kind = FRAME_PAXOS, .paxos = *msg};
     buf_clear(&r->frame);
     frame_encode(&frame, &r->frame);
+    if (r->held_bytes + r->frame.bytes > HELD_BYTES_MAX) return; /* as if it were lost; the disk hangs */
+    r->held_bytes += r->frame.bytes;
     struct held_frame *h = alloc_get(r->config.alloc, sizeof *h + r->frame.bytes);
     h->peer = msg->to;
     h->batch = r->batch;
@@ -316,6 +328,7 @@ static void release_held(struct replica *r) {
     DL_FOREACH_SAFE(r->held, h, next) {
         if (h->batch > r->durable) return;
         DL_DELETE(r->held, h);
+        r->held_bytes -= h->bytes;
         if (r->link_up[h->peer]) r->sink.send(r->sink.context, h->peer, slice_of(h->data, h->bytes));
         alloc_put(r->config.alloc, h);
     }
@@ -338,16 +351,23 @@ static void identity_turn(struct replica *r, uint64_t now_ms) {
         if (peer != r->config.node && r->link_up[peer] && !identity_admitted(&r->identity, peer)) ask_identity(r, peer);
 }
 
-static void identity_frame(struct replica *r, uint16_t peer, uint64_t boot, const struct identity_msg *msg) {
+static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t boot,
+                           const struct identity_msg *msg) {
     if (msg->from != peer || msg->to != r->config.node || msg->boot_id != boot) return;
     const enum identity_state before = r->identity.state;
     bool reply = false, want_save = false;
     struct frame answer = {.kind = FRAME_IDENTITY};
     const enum identity_problem problem = identity_step(&r->identity, msg, &reply, &answer.identity, &want_save);
-    if (problem == IDENTITY_OK && identity_admitted(&r->identity, peer)) r->admitted_boot[peer] = boot;
+    if (problem == IDENTITY_OK && identity_admitted(&r->identity, peer) && r->admitted_boot[peer] != boot) {
+        r->admitted_boot[peer] = boot;
+        r->admitted_ms[peer] = now_ms;
+    }
     if (reply) send_frame(r, peer, &answer);
     if (want_save) save(r, NULL, &r->identity.record);
-    if (!msg->is_answer && r->target.round > 0 && r->target.node == peer) router_reads_again(r->router);
+    if (!msg->is_answer && r->target.round > 0 && r->target.node == peer) { /* it did not listen to us before this */
+        router_writes_again(r->router);
+        router_reads_again(r->router);
+    }
     if (problem != r->problem[peer]) {
         r->problem[peer] = problem;
         if (problem != IDENTITY_OK)
@@ -487,25 +507,52 @@ static void mark_key(void *context, struct slice key) {
     *key_mark(r, key) = r->queued_writes;
 }
 
-static void queue_add(struct replica *r, struct origin origin, uint32_t argc, const struct slice *argv) {
+/* What a command takes in a batch, at most. */
+static size_t queued_bytes(uint32_t argc, const struct slice *argv) {
     size_t bytes = 64;
     for (uint32_t i = 0; i < argc; i++) bytes += 4 + argv[i].bytes;
+    return bytes;
+}
+
+static struct queued_batch *queued_batch_new(struct replica *r) {
+    struct queued_batch *batch = r->spare;
+    r->spare = NULL;
+    if (batch == NULL) batch = alloc_get0(r->config.alloc, sizeof *batch);
+    batch->value.alloc = r->config.alloc;
+    batch->next = NULL;
+    batch_begin(&batch->value, r->ballot, false, 0);
+    r->queue_bytes += batch->value.bytes;
+    return batch;
+}
+
+static void batch_put(struct replica *r, struct queued_batch *batch, struct origin origin, uint32_t argc,
+                      const struct slice *argv) {
+    const size_t before = batch->value.bytes;
+    batch_add(&batch->value, origin, argc, argv);
+    r->queue_bytes += batch->value.bytes - before;
+    r->queued_writes++;
+}
+
+static void queue_add(struct replica *r, struct origin origin, uint32_t argc, const struct slice *argv) {
     struct queued_batch *tail = r->queue_tail;
-    if (tail == NULL || tail->value.bytes + bytes > r->config.batch_bytes_max) {
-        tail = r->spare;
-        r->spare = NULL;
-        if (tail == NULL) tail = alloc_get0(r->config.alloc, sizeof *tail);
-        tail->value.alloc = r->config.alloc;
-        tail->next = NULL;
-        batch_begin(&tail->value, r->ballot, false, 0);
+    if (tail == NULL || tail->value.bytes + queued_bytes(argc, argv) > r->config.batch_bytes_max) {
+        tail = queued_batch_new(r);
         if (r->queue_tail != NULL)
             r->queue_tail->next = tail;
         else
             r->queue = tail;
         r->queue_tail = tail;
     }
-    batch_add(&tail->value, origin, argc, argv);
-    r->queued_writes++;
+    batch_put(r, tail, origin, argc, argv);
+}
+
+/* Before everything that waits, by its own. */
+static void queue_add_first(struct replica *r, struct origin origin, uint32_t argc, const struct slice *argv) {
+    struct queued_batch *head = queued_batch_new(r);
+    head->next = r->queue;
+    r->queue = head;
+    if (r->queue_tail == NULL) r->queue_tail = head;
+    batch_put(r, head, origin, argc, argv);
 }
 
 /* Internal commands of the leader: nobody waits for them. */
@@ -527,6 +574,7 @@ static void script_add(struct replica *r, struct origin origin, const struct com
     memset(job, 0, sizeof *job);
     job->origin = origin;
     job->command = command;
+    job->wait_for = r->queued_writes;
     job->argc = argc;
     char *text = (char *)&job->argv[argc];
     for (uint32_t i = 0; i < argc; i++) {
@@ -546,12 +594,22 @@ static void take_write(struct replica *r, struct origin origin, uint64_t after, 
     }
     if (origin.seq <= r->taken[origin.node].seq) return; /* a repeat: taken already */
     if (after > r->taken[origin.node].seq) return;       /* a gap: the origin will say all of it again */
+    if (r->queue_bytes > r->config.queue_bytes_max) {    /* as if it were lost: said again, when there may be room */
+        r->own_refused = r->own_refused || origin.node == r->config.node;
+        return;
+    }
     const struct command *command = command_find(argv[0], true);
     buf_clear(&r->reply);
     const bool own = command != NULL && command->class == COMMAND_INTERNAL;
     if (own ? command->id != CMD_X_DEQUEUE || argc != 5
             : command_check(argc, argv, (uint32_t)keyspace_settings(r->ks)->key_bytes_max, &r->reply) == NULL)
         command = NULL; /* another version's command, or not a lockd */
+    if (command != NULL && command->class != COMMAND_SCRIPT &&
+        queued_bytes(argc, argv) > r->config.batch_bytes_max - BATCH_ROOM) {
+        resp_error(&r->reply, "ERR the command is too long for the leader's batch-bytes-max, %u",
+                   r->config.batch_bytes_max);
+        command = NULL;
+    }
     r->taken[origin.node].seq = origin.seq;
     if (command == NULL) {
         if (r->reply.bytes == 0) resp_error(&r->reply, "ERR the leader does not know this command");
@@ -586,13 +644,42 @@ static void script_end(struct replica *r, struct script_job *job) {
     alloc_put(r->config.alloc, job);
 }
 
+/* Its entry goes to the head of the queue, and all that wait there move up by one. */
+static void script_first(struct replica *r, struct script_job *job, const struct ks_effects *effects) {
+    struct script_job *other;
+    queue_add_first(r, job->origin, effects->argc, effects->argv);
+    DL_FOREACH(r->scripts, other) {
+        if (other->proposed) other->write++;
+    }
+    job->write = r->applied_writes + 1;
+}
+
+static bool script_is_busy(struct replica *r, const struct script_job *job) {
+    struct key_wait wait = {.r = r, .busy = r->all_mark > r->applied_writes};
+    if (!wait.busy) command_keys(job->command, job->argc, job->argv, key_is_busy, &wait);
+    return wait.busy;
+}
+
+/* A script runs when nothing in flight touches its keys; but it waits only for what was before it, or a stream of
+ * writes would keep it out for ever.  What comes in between may void it.  After SCRIPT_PATIENCE tries nothing may: the
+ * pipeline drains and the script goes first.  The waiting spares work; what is right is judged at apply. */
 static void scripts_run(struct replica *r, uint64_t now_ms) {
     struct script_job *job, *next;
+    uint64_t before = 0; /* the last write of an earlier script */
+    bool drained = r->applied_writes == r->proposed_writes;
+    r->draining = false;
     DL_FOREACH_SAFE(r->scripts, job, next) {
-        if (job->proposed) continue;
-        struct key_wait wait = {.r = r, .busy = r->all_mark > r->applied_writes};
-        if (!wait.busy) command_keys(job->command, job->argc, job->argv, key_is_busy, &wait);
-        if (wait.busy) continue;
+        if (job->proposed) {
+            if (job->write > before) before = job->write;
+            continue;
+        }
+        const bool busy = script_is_busy(r, job);
+        const bool first = busy && job->tries >= SCRIPT_PATIENCE;
+        if (first && !drained) {
+            r->draining = true;
+            continue;
+        }
+        if (busy && !first && (r->applied_writes < job->wait_for || r->applied_writes < before)) continue;
         if (job->tries++ == SCRIPT_TRIES_MAX) {
             buf_clear(&r->reply);
             resp_error(&r->reply, "BUSY the keys this script reads change too fast; it did not run");
@@ -621,9 +708,15 @@ static void scripts_run(struct replica *r, uint64_t now_ms) {
                 script_end(r, job);
                 break;
             }
-            queue_add(r, job->origin, effects.argc, effects.argv);
+            if (first) {
+                script_first(r, job, &effects);
+                drained = false;
+            } else {
+                queue_add(r, job->origin, effects.argc, effects.argv);
+                job->write = r->queued_writes;
+            }
             job->proposed = true;
-            job->write = r->queued_writes;
+            before = job->write > before ? job->write : before;
             command_keys(job->command, job->argc, job->argv, mark_key, r);
             break;
         }
@@ -636,6 +729,7 @@ static void script_void(struct replica *r, struct origin origin) {
     DL_FOREACH(r->scripts, job) {
         if (origin_equal(job->origin, origin)) {
             job->proposed = false;
+            job->wait_for = r->queued_writes;
             return;
         }
     }
@@ -881,13 +975,15 @@ static void drop_leader_half(struct replica *r) {
         alloc_put(r->config.alloc, batch);
     }
     r->queue_tail = NULL;
+    r->queue_bytes = 0;
+    r->own_refused = r->draining = false;
     struct script_job *job, *next_job;
     DL_FOREACH_SAFE(r->scripts, job, next_job) script_end(r, job);
     struct ask *ask, *next_ask;
     DL_FOREACH_SAFE(r->asks, ask, next_ask) ask_free(r, ask);
     HASH_ITER(hh, r->held_nexts, ask, next_ask) ask_free(r, ask);
     keeper_stop(r->keeper);
-    r->queued_writes = r->applied_writes = r->all_mark = 0;
+    r->queued_writes = r->proposed_writes = r->applied_writes = r->all_mark = 0;
     memset(r->key_marks, 0, sizeof r->key_marks);
     r->need_stamp_ms = 0;
 }
@@ -1019,7 +1115,7 @@ static void refuse(struct replica *r, uint16_t peer, const struct forward *forwa
 void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot, const struct frame *frame) {
     if (peer >= r->config.node_count || peer == r->config.node) return;
     if (frame->kind == FRAME_IDENTITY) {
-        identity_frame(r, peer, peer_boot, &frame->identity);
+        identity_frame(r, now_ms, peer, peer_boot, &frame->identity);
         return;
     }
     if (r->paxos == NULL || !identity_admitted(&r->identity, peer) || r->admitted_boot[peer] != peer_boot) return;
@@ -1119,18 +1215,16 @@ static void choose_target(struct replica *r, uint64_t now_ms) {
 static void propose(struct replica *r, uint64_t now_ms) {
     const uint64_t stamp_ms = cluster_now(r, now_ms), due_ms = keyspace_next_due(r->ks);
     const bool due = (due_ms <= stamp_ms && r->stamp_out_ms < due_ms) || r->stamp_out_ms < r->need_stamp_ms;
-    if (r->queue == NULL && due) {
-        struct queued_batch *batch = alloc_get0(r->config.alloc, sizeof *batch);
-        batch->value.alloc = r->config.alloc;
-        batch_begin(&batch->value, r->ballot, false, 0);
-        r->queue = r->queue_tail = batch;
-    }
+    if (r->draining) return;
+    if (r->queue == NULL && due) r->queue = r->queue_tail = queued_batch_new(r);
     while (r->queue != NULL && paxos_room(r->paxos) > 0) {
         struct queued_batch *batch = r->queue;
         batch_set_stamp(&batch->value, stamp_ms);
         const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = buf_slice(&batch->value)};
         if (paxos_step(r->paxos, &in) != PAXOS_TAKEN) return;
         r->stamp_out_ms = stamp_ms;
+        r->proposed_writes += batch_count(&batch->value);
+        r->queue_bytes -= batch->value.bytes;
         r->queue = batch->next;
         if (r->queue == NULL) r->queue_tail = NULL;
         if (r->spare == NULL) {
@@ -1188,13 +1282,14 @@ static void attachment_look(void *context, uint16_t node, uint64_t boot) {
     const struct next_check *look = context;
     struct replica *r = look->r;
     if (node >= r->config.node_count) return;
-    if (node == r->config.node) {
-        if (boot == r->config.boot_id) return;
-    } else {
-        const bool same_life = r->admitted_boot[node] == 0 || r->admitted_boot[node] == boot;
-        const uint64_t heard_ms = r->heard_ms[node] > r->serving_since_ms ? r->heard_ms[node] : r->serving_since_ms;
-        if (same_life && look->now_ms < heard_ms + r->config.reattach_ms) return;
-    }
+    const bool own = node == r->config.node;
+    const uint64_t boot_now = own ? r->config.boot_id : r->admitted_boot[node];
+    if (own && boot == boot_now) return;
+    const bool same_life = boot_now == 0 || boot == boot_now;
+    /* From a life that is over nothing was heard since the next one was; its clients have had as long to come back. */
+    uint64_t heard_ms = own ? 0 : same_life ? r->heard_ms[node] : r->admitted_ms[node];
+    if (heard_ms < r->serving_since_ms) heard_ms = r->serving_since_ms;
+    if (look->now_ms < heard_ms + r->config.reattach_ms) return;
     char numbers[2][24];
     const struct slice argv[] = {slice_str("%ORIGIN_GONE"), slice_str(number_text(numbers[0], node)),
                                  slice_str(number_text(numbers[1], boot))};
@@ -1247,18 +1342,22 @@ static void paxos_turn(struct replica *r, uint64_t now_ms) {
         }
         router_pump(r->router, now_ms, r->target.round > 0 ? &r->target : NULL);
         if (r->serving) leader_turn(r, now_ms);
+        if (r->own_refused && r->queue_bytes < r->config.queue_bytes_max / 2) {
+            r->own_refused = false;
+            router_writes_again(r->router);
+        }
         if (!paxos_work(r, now_ms)) return;
     }
 }
 
 uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
     r->turn_ms = now_ms;
-    r->round_now = 0;
     release_held(r);
     identity_turn(r, now_ms);
     if (r->paxos != NULL) paxos_turn(r, now_ms);
     router_expire(r->router, now_ms);
     router_flush(r->router);
+    r->round_now = 0; /* it has left: who asks between two turns asks after it */
 
     uint64_t wake_ms = router_wake_at(r->router);
     if (r->paxos == NULL || r->question_ms > now_ms) {
