@@ -1,5 +1,6 @@
 /* One heap holds every deadline.  A renewal only changes the lease's own deadline; its heap entry is moved on when it
- * comes up too early, so that renewing costs no heap work. */
+ * comes up too early, so that renewing costs no heap work.  Entries of leases that are gone stay until they come up, or
+ * until they are the greater part of the heap. */
 #include "lockd/core/keeper.h"
 #include <xxhash.h>
 
@@ -32,6 +33,7 @@ struct keeper {
     struct kept *leases;
     struct timer *heap;
     uint32_t heap_count, heap_room;
+    uint32_t dead_count; /* entries TIMER_LEASE of leases that are gone */
 };
 
 struct keeper *keeper_new(const struct alloc *alloc, uint64_t seed) {
@@ -39,6 +41,18 @@ struct keeper *keeper_new(const struct alloc *alloc, uint64_t seed) {
     k->alloc = alloc;
     k->seed = seed;
     return k;
+}
+
+static void heap_down(struct keeper *k, uint32_t at, struct timer timer) {
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= k->heap_count) break;
+        if (child + 1 < k->heap_count && k->heap[child + 1].at_ms < k->heap[child].at_ms) child++;
+        if (k->heap[child].at_ms >= timer.at_ms) break;
+        k->heap[at] = k->heap[child];
+        at = child;
+    }
+    k->heap[at] = timer;
 }
 
 static void heap_push(struct keeper *k, struct timer timer) {
@@ -53,16 +67,7 @@ static void heap_push(struct keeper *k, struct timer timer) {
 
 static struct timer heap_pop(struct keeper *k) {
     const struct timer top = k->heap[0], last = k->heap[--k->heap_count];
-    uint32_t at = 0;
-    for (;;) {
-        uint32_t child = 2 * at + 1;
-        if (child >= k->heap_count) break;
-        if (child + 1 < k->heap_count && k->heap[child + 1].at_ms < k->heap[child].at_ms) child++;
-        if (k->heap[child].at_ms >= last.at_ms) break;
-        k->heap[at] = k->heap[child];
-        at = child;
-    }
-    k->heap[at] = last;
+    if (k->heap_count > 0) heap_down(k, 0, last);
     return top;
 }
 
@@ -70,6 +75,18 @@ static struct kept *kept_find(const struct keeper *k, uint64_t id) {
     struct kept *l;
     HASH_FIND(hh, k->leases, &id, sizeof id, l);
     return l;
+}
+
+static void heap_sweep(struct keeper *k) {
+    uint32_t kept = 0;
+    if (k->dead_count < 1024 || k->dead_count <= k->heap_count / 2) return;
+    for (uint32_t i = 0; i < k->heap_count; i++) {
+        if (k->heap[i].kind == TIMER_LEASE && kept_find(k, k->heap[i].a) == NULL) continue;
+        k->heap[kept++] = k->heap[i];
+    }
+    k->heap_count = kept;
+    k->dead_count = 0;
+    for (uint32_t i = kept / 2; i-- > 0;) heap_down(k, i, k->heap[i]);
 }
 
 static struct kept *kept_add(struct keeper *k, uint64_t id, uint64_t ttl_ms, uint64_t deadline_ms) {
@@ -88,7 +105,7 @@ void keeper_stop(struct keeper *k) {
         HASH_DEL(k->leases, l);
         alloc_put(k->alloc, l);
     }
-    k->heap_count = 0;
+    k->heap_count = k->dead_count = 0;
 }
 
 void keeper_free(struct keeper *k) {
@@ -138,7 +155,9 @@ void keeper_fact(struct keeper *k, uint64_t now_ms, struct keyspace *ks, const s
         struct kept *l = kept_find(k, fact->id);
         if (l == NULL) break;
         HASH_DEL(k->leases, l); /* its heap entries find nobody and vanish */
+        if (!l->expiring) k->dead_count++;
         alloc_put(k->alloc, l);
+        heap_sweep(k);
         break;
     }
     case KS_MOVE_ASKED: route_each_holder(keyspace_route(ks), fact->id, lead_limit, &leading); break;
@@ -211,7 +230,10 @@ void keeper_due(struct keeper *k, uint64_t now_ms, struct keeper_due *ret_due) {
         struct kept *l = kept_find(k, timer.kind == TIMER_LIMIT ? timer.b : timer.a);
         switch (timer.kind) {
         case TIMER_LEASE:
-            if (l == NULL) break;
+            if (l == NULL) {
+                k->dead_count--;
+                break;
+            }
             if (l->deadline_ms > now_ms) {
                 timer.at_ms = l->deadline_ms;
                 heap_push(k, timer);

@@ -109,8 +109,8 @@ START_TEST(a_limit_is_the_cover_of_the_moment_of_asking) {
     const uint64_t asked = asked_revision();
     uint64_t ttl;
     ck_assert_int_eq(keeper_renew(k, 8400, b, &ttl), KEEPER_KEPT); /* C2: keeps the lease, not the cover */
-    due_at(8499, 1, 0, 0); /* a's lease */
-    due_at(8500, 0, 1, 0); /* 5500 + 3000 */
+    due_at(8499, 1, 0, 0);                                         /* a's lease */
+    due_at(8500, 0, 1, 0);                                         /* 5500 + 3000 */
     ck_assert_uint_eq(due.passed[0].asked, asked);
     ck_assert_uint_eq(due.passed[0].lease, b);
 }
@@ -154,6 +154,26 @@ START_TEST(a_newer_next_takes_the_place_of_an_older) {
 }
 END_TEST
 
+/* Leases that are given back long before they run out leave nothing behind. */
+START_TEST(leases_given_back_cost_nothing) {
+    char line[64];
+    applied(5000, "LEASE.GRANT 3000"); /* one that lives on, below and above the others */
+    const uint64_t id = facts.facts[0].id;
+    size_t before = 0;
+    for (int i = 0; i < 50000; i++) {
+        applied(5000, "LEASE.GRANT 86400000");
+        snprintf(line, sizeof line, "LEASE.REVOKE %llu", (unsigned long long)facts.facts[0].id);
+        applied(5000, line);
+        if (i == 5000) before = heap_bytes_in_use();
+    }
+    ck_assert_uint_le(heap_bytes_in_use(), before + 1000);
+    due_at(7999, 0, 0, 0);
+    due_at(8000, 1, 0, 0);
+    ck_assert_uint_eq(due.expired[0], id);
+    ck_assert_uint_ge(keeper_wake_at(k), 5000 + 86400000);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("keeper");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -162,6 +182,7 @@ int main(void) {
     tcase_add_test(tc, a_limit_is_the_cover_of_the_moment_of_asking);
     tcase_add_test(tc, a_new_leader_trusts_no_cover_it_did_not_give);
     tcase_add_test(tc, a_newer_next_takes_the_place_of_an_older);
+    tcase_add_test(tc, leases_given_back_cost_nothing);
     Suite *suite = suite_create("keeper");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
