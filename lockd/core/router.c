@@ -46,7 +46,7 @@ struct client {
     uint32_t pending;
     size_t pending_bytes;
     uint32_t running_reads, running_writes, running_barriers; /* READY, OUT or QUEUED */
-    bool dirty;
+    bool dirty, blocked; /* blocked: a wait of its is QUEUED and keeps the rest back */
     struct client *dirty_next;
     UT_hash_handle hh;
 };
@@ -62,7 +62,9 @@ struct router {
     struct request *leaving;        /* QUEUED without client, by deadline */
     uint64_t waits_look_ms;
     struct request *send_writes; /* first of `writes` that is not out under the serving ballot; NULL: look for it */
+    struct request *send_reads;  /* no read before it is READY; NULL: none is */
     struct client *dirty;
+    uint64_t now_ms; /* of the last call that said */
     uint64_t next_write, next_read;
     uint64_t last_sent_write; /* under sent_ballot; 0: none yet, or everything is being said again */
     struct ballot sent_ballot;
@@ -132,6 +134,7 @@ static void unlist(struct router *rt, struct request *q) {
         DL_DELETE2(rt->writes, q, kind_prev, kind_next);
         HASH_DELETE(hh, rt->write_by_seq, q);
     } else {
+        if (rt->send_reads == q) rt->send_reads = q->kind_next;
         DL_DELETE2(rt->reads, q, kind_prev, kind_next);
         HASH_DELETE(hh, rt->read_by_seq, q);
     }
@@ -168,6 +171,7 @@ static void start(struct router *rt, struct request *q) {
         q->seq = rt->next_read++;
         HASH_ADD(hh, rt->read_by_seq, seq, sizeof q->seq, q);
         DL_APPEND2(rt->reads, q, kind_prev, kind_next);
+        if (rt->send_reads == NULL) rt->send_reads = q;
     }
     rt->work = true;
 }
@@ -178,6 +182,23 @@ static void start_more(struct router *rt, struct client *c) {
         struct request *q = c->waiting;
         c->waiting = q->client_next;
         if (q->state == WAITING_TURN) start(rt, q);
+    }
+}
+
+/* What stands behind a wait that runs is kept back by nobody's failure: its time counts from the end of the wait. */
+static void block(struct router *rt, struct client *c) {
+    struct request *q;
+    c->blocked = true;
+    DL_FOREACH2(c->queue, q, client_next) {
+        if (q->state == WAITING_TURN) untime(rt, q);
+    }
+}
+
+static void unblock(struct router *rt, struct client *c) {
+    struct request *q;
+    c->blocked = false;
+    DL_FOREACH2(c->queue, q, client_next) {
+        if (q->state == WAITING_TURN) set_timer(rt, q, TIMEOUT, rt->now_ms + rt->config.timeout_ms);
     }
 }
 
@@ -194,6 +215,7 @@ static void finish(struct router *rt, struct request *q, struct slice reply, boo
     buf_append_slice(&q->reply, reply);
     q->leased = leased;
     if (ran) running_change(c, q, -1);
+    if (q->barrier && c->blocked) unblock(rt, c);
     mark_dirty(rt, c);
     start_more(rt, c);
 }
@@ -274,7 +296,8 @@ void router_add(struct router *rt, uint64_t now_ms, uint64_t id, const struct co
     struct request *q = request_new(rt, command, argc, argv);
     q->write = command->class == COMMAND_WRITE || command->class == COMMAND_SCRIPT;
     q->barrier = is_barrier(command, argc, argv);
-    set_timer(rt, q, TIMEOUT, now_ms + rt->config.timeout_ms);
+    rt->now_ms = now_ms;
+    if (!c->blocked) set_timer(rt, q, TIMEOUT, now_ms + rt->config.timeout_ms);
     enqueue(c, q);
     if (c->waiting == NULL) c->waiting = q;
     start_more(rt, c);
@@ -331,10 +354,13 @@ void router_write_queued(struct router *rt, uint64_t now_ms, uint64_t seq) {
     struct request *q = write_find(rt, seq);
     if (q == NULL || q->state == QUEUED) return;
     q->state = QUEUED;
-    if (q->client == NULL)
+    rt->now_ms = now_ms;
+    if (q->client == NULL) {
         set_timer(rt, q, LEAVE, now_ms + rt->config.reattach_ms);
-    else
-        set_timer(rt, q, WAIT_END, now_ms + wait_ms(q) + rt->config.timeout_ms);
+        return;
+    }
+    set_timer(rt, q, WAIT_END, now_ms + wait_ms(q) + rt->config.timeout_ms);
+    if (q->barrier) block(rt, q->client);
 }
 
 void router_first(struct router *rt, struct ballot ballot) {
@@ -364,6 +390,7 @@ void router_read_reply(struct router *rt, uint64_t seq, struct slice reply, bool
 void router_reads_again(struct router *rt) {
     struct request *q;
     DL_FOREACH2(rt->reads, q, kind_next) q->state = READY;
+    rt->send_reads = rt->reads;
     if (rt->reads != NULL) rt->work = true;
 }
 
@@ -384,7 +411,7 @@ static void call(struct router *rt, struct request *q, struct ballot ballot, uin
 }
 
 void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *serving) {
-    (void)now_ms;
+    rt->now_ms = now_ms;
     if (serving == NULL || !rt->work) return;
     if (!ballot_equal(rt->sent_ballot, *serving)) {
         rt->sent_ballot = *serving;
@@ -405,7 +432,10 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
             rt->last_sent_write = q->seq;
             call(rt, q, *serving, after);
         }
-        DL_FOREACH_SAFE2(rt->reads, q, next, kind_next) {
+        q = rt->send_reads;
+        rt->send_reads = NULL;
+        for (; q != NULL; q = next) { /* a call may answer at once, and start more */
+            next = q->kind_next;
             if (q->state == READY) call(rt, q, *serving, 0);
         }
     }
@@ -441,6 +471,7 @@ static void leave(struct router *rt, struct request *q) {
 }
 
 void router_expire(struct router *rt, uint64_t now_ms) {
+    rt->now_ms = now_ms;
     while (rt->timeouts != NULL && rt->timeouts->deadline_ms <= now_ms) time_out(rt, rt->timeouts);
     while (rt->leaving != NULL && rt->leaving->deadline_ms <= now_ms) leave(rt, rt->leaving);
     if (rt->waits == NULL || now_ms < rt->waits_look_ms) return;

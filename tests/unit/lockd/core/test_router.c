@@ -227,6 +227,29 @@ START_TEST(an_outcast_refuses_at_once) {
 }
 END_TEST
 
+/* The client asked for a minute; what it said after it is not late before that. */
+START_TEST(what_stands_behind_a_wait_is_not_late) {
+    say(0, 1, "LOCK.ACQUIRE l LEASE 1 WAIT 60000");
+    say(1, 1, "SET a 1");
+    router_pump(rt, 1, &b1);
+    called("w1<0:LOCK.ACQUIRE ");
+    router_write_queued(rt, 10, 1);
+    say(20, 1, "GET a");
+    router_expire(rt, 30000);
+    replied("");
+    answer_write(1, ":5\r\n");
+    replied("1=:5 ");
+    router_pump(rt, 30000, &b1);
+    called("w2<1:SET ");
+    router_expire(rt, 39999);
+    replied("");
+    router_expire(rt, 40000);
+    router_flush(rt);
+    ck_assert_ptr_nonnull(strstr(out, "1=-UNCERTAIN"));
+    ck_assert_ptr_nonnull(strstr(out, "1=-CLUSTERDOWN"));
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("router");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -241,6 +264,7 @@ int main(void) {
     tcase_add_test(tc, a_client_that_leaves_gives_up_its_place_by_name);
     tcase_add_test(tc, a_client_may_have_so_much_waiting_and_no_more);
     tcase_add_test(tc, an_outcast_refuses_at_once);
+    tcase_add_test(tc, what_stands_behind_a_wait_is_not_late);
     Suite *suite = suite_create("router");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
