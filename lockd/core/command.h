@@ -26,8 +26,8 @@ enum command_id {
 
 struct command {
     enum command_id id;
-    const char *name;  /* capitals */
-    int arity;         /* as Redis: with the name; negative: at least */
+    const char *name; /* capitals */
+    int arity;        /* as Redis: with the name; negative: at least */
     enum command_class class;
     int first_key, last_key, step; /* positions in argv; 0 0 0: no keys; last_key -1: to the end */
     const char *since, *args, *summary;
@@ -38,8 +38,7 @@ const struct command *command_find(struct slice name, bool internal);
 const struct command *command_at(enum command_id id);
 /* The command when argv may be run; else NULL, and `error` holds Redis' own reply (unknown command, wrong
  * number of arguments, a key that is too long ...).  Options and numbers are the handlers' business.  argc >= 1. */
-const struct command *command_check(uint32_t argc, const struct slice *argv, uint32_t key_bytes_max,
-                                    struct buf *error);
+const struct command *command_check(uint32_t argc, const struct slice *argv, uint32_t key_bytes_max, struct buf *error);
 /* Calls fn for each key of a command that has passed command_check.  Scripts: their KEYS; none when numkeys is no
  * number or says more than there are. */
 void command_keys(const struct command *c, uint32_t argc, const struct slice *argv,

@@ -6,8 +6,9 @@
  * Pure.  Bytes from a peer are hostile: every length is checked, nothing is trusted before the checksum holds.
  *
  * What a FRAME_OK promises, so that nobody checks it again: node indexes, ballots' included, are below PAXOS_NODES_MAX;
- * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts are
- * at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check. */
+ * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts
+ * are at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check.
+ */
 #pragma once
 #include "common/must.h"
 #include "common/wire.h"
@@ -21,8 +22,8 @@ enum frame_kind {
     FRAME_HELLO = 1, /* first frame of a link, from the side that dialled: `from`, `to`, boot */
     FRAME_IDENTITY,
     FRAME_PAXOS,
-    FRAME_FORWARD,   /* a command for the leader (N) */
-    FRAME_ANSWER     /* the leader's answer to a forwarded read, or a refusal */
+    FRAME_FORWARD, /* a command for the leader (N) */
+    FRAME_ANSWER   /* the leader's answer to a forwarded read, or a refusal */
 };
 
 enum forward_kind { FORWARD_WRITE, FORWARD_READ };
@@ -31,14 +32,16 @@ struct forward {
     enum forward_kind kind;
     struct ballot ballot; /* a node leading under any other ballot refuses it unexecuted */
     uint64_t boot, seq;   /* with the sender's node: its origin.  Reads count in a space of their own */
-    uint64_t after;       /* writes: the seq of the write sent before it under this ballot, 0 for the first: a gap is noticed */
-    uint64_t sent_ms;     /* unused by the leader's decisions; for traces */
+    uint64_t
+        after; /* writes: the seq of the write sent before it under this ballot, 0 for the first: a gap is noticed */
+    uint64_t sent_ms; /* unused by the leader's decisions; for traces */
     uint32_t argc;
     const struct slice *argv;
 };
 enum answer_kind {
     ANSWER_REPLY,   /* reads: the RESP reply */
-    ANSWER_REFUSED, /* not executed by this copy: we do not lead under that ballot (it proves nothing about other copies) */
+    ANSWER_REFUSED, /* not executed by this copy: we do not lead under that ballot (it proves nothing about other
+                       copies) */
 };
 struct answer {
     enum answer_kind kind;
@@ -72,6 +75,7 @@ struct frame_scratch {
 };
 enum frame_status { FRAME_NEED_MORE, FRAME_OK, FRAME_BAD };
 /* Decode the frame at the start of data.  FRAME_OK: *ret_frame borrows from data and scratch, *ret_used is how much to
- * drop.  FRAME_NEED_MORE: *ret_used is how many bytes the whole frame will have, 0 if not known yet.  FRAME_BAD: close the link. */
+ * drop.  FRAME_NEED_MORE: *ret_used is how many bytes the whole frame will have, 0 if not known yet.  FRAME_BAD: close
+ * the link. */
 enum frame_status frame_decode(const char *data, size_t bytes, struct frame *ret_frame, struct frame_scratch *scratch,
                                size_t *ret_used);

@@ -11,8 +11,8 @@
  *   E3  A RESP_REQUEST is the same whether its bytes came at once or one by one.
  *
  * Where we are stricter than Redis 7.0: a line of an inline request is refused above 64 KiB even when it came whole; a
- * NUL byte inside a length or an inline request is refused at once; an inline request whose first word is POST or Host: (a web
- * browser that somebody pointed at us) gets an error before the connection is closed. */
+ * NUL byte inside a length or an inline request is refused at once; an inline request whose first word is POST or Host:
+ * (a web browser that somebody pointed at us) gets an error before the connection is closed. */
 #pragma once
 #include "common/buf.h"
 #include "common/must.h"
@@ -53,15 +53,16 @@ NODISCARD enum resp_status resp_parse(struct resp_parser *p, const struct resp_l
                                       uint32_t *ret_argc, struct slice *argv, size_t *ret_used, const char **ret_error);
 
 /* Replies. */
-void resp_ok(struct buf *b);                          /* +OK */
-void resp_simple(struct buf *b, const char *text);    /* +text */
-void resp_error(struct buf *b, const char *format, ...) __attribute__((format(printf, 2, 3))); /* "-" text CRLF; control bytes become spaces */
+void resp_ok(struct buf *b);                       /* +OK */
+void resp_simple(struct buf *b, const char *text); /* +text */
+void resp_error(struct buf *b, const char *format, ...)
+    __attribute__((format(printf, 2, 3))); /* "-" text CRLF; control bytes become spaces */
 void resp_integer(struct buf *b, int64_t value);
 void resp_bulk(struct buf *b, struct slice s);
 void resp_bulk_str(struct buf *b, const char *text);
 void resp_bulk_u64(struct buf *b, uint64_t value); /* a number as a bulk string */
-void resp_nil(struct buf *b);                         /* $-1 */
-void resp_nil_array(struct buf *b);                   /* *-1 */
+void resp_nil(struct buf *b);                      /* $-1 */
+void resp_nil_array(struct buf *b);                /* *-1 */
 void resp_array(struct buf *b, uint32_t count);
 /* `s` for use inside an error text: printable, at most 64 bytes, never more than `text_bytes` with the NUL. */
 const char *resp_show(struct slice s, char *text, size_t text_bytes);

@@ -6,21 +6,20 @@
  *
  * What always holds:
  *   V1  A binding {backend, epoch, shard} has at any time the set of leases it was handed to (its holders).
- *   V2  The backend of a binding changes only when no lease other than the mover's holds it: each has dropped, acknowledged
- *       the revocation, lost its lease, or its limit (kept by the leader, logged as %ROUTE_PASSED) has passed.
- *   V3  While a move stalls nobody is handed the binding: BIND, GET, MOVE and TOUCH of that session wait, in order, and run
- *       again when it is done.  A mover that disconnects cancels nothing.
- *   V4  Epochs are revisions: they grow over forgotten records too.  The shard never changes while the record exists.
- *   V5  A move needs suspicion of the bound backend by more than half of the joined leases (each report counts for
- *       suspect_window_ms and only while its lease lives), or FORCE.
- *   V6  A record without holders is forgotten binding_memory_ms after its last BIND, GET, MOVE, TOUCH or end of a hold.
- *   V7  Nothing grows without limit: bindings by bindings_max, the waiters of one session by waiters_max, the holders of
- *       one binding by ROUTE_HOLDERS_MAX, and all of it together by memory_max (counted apart from keys and values);
- *       what does not fit is -BUSY and did not run.
+ *   V2  The backend of a binding changes only when no lease other than the mover's holds it: each has dropped,
+ * acknowledged the revocation, lost its lease, or its limit (kept by the leader, logged as %ROUTE_PASSED) has passed.
+ *   V3  While a move stalls nobody is handed the binding: BIND, GET, MOVE and TOUCH of that session wait, in order, and
+ * run again when it is done.  A mover that disconnects cancels nothing. V4  Epochs are revisions: they grow over
+ * forgotten records too.  The shard never changes while the record exists. V5  A move needs suspicion of the bound
+ * backend by more than half of the joined leases (each report counts for suspect_window_ms and only while its lease
+ * lives), or FORCE. V6  A record without holders is forgotten binding_memory_ms after its last BIND, GET, MOVE, TOUCH
+ * or end of a hold. V7  Nothing grows without limit: bindings by bindings_max, the waiters of one session by
+ * waiters_max, the holders of one binding by ROUTE_HOLDERS_MAX, and all of it together by memory_max (counted apart
+ * from keys and values); what does not fit is -BUSY and did not run.
  *
  * A reply that hands out a binding carries the revision of the command that produced the state it shows: its own, or,
- * for a call that waited, that of the command that ended the stall.  new? is 1 for the BIND that made the record and for
- * the MOVE that made the new epoch, else 0.
+ * for a call that waited, that of the command that ended the stall.  new? is 1 for the BIND that made the record and
+ * for the MOVE that made the new epoch, else 0.
  *
  * A lease is "joined" from %ROUTE_JOIN, or its first BIND, GET, MOVE or SUSPECT, until it ends. */
 #pragma once
@@ -33,8 +32,8 @@ struct route;
 struct route *route_new(struct keyspace *ks);
 void route_free(struct route *r); /* NULL is fine */
 
-/* Handlers of ROUTE.* and %ROUTE_*; dispatched by keyspace.c.  The caller tells of a `queued` call (KS_QUEUED) after the
- * handler has returned; the handler answers others (ks_answer) and adds its own facts while it runs. */
+/* Handlers of ROUTE.* and %ROUTE_*; dispatched by keyspace.c.  The caller tells of a `queued` call (KS_QUEUED) after
+ * the handler has returned; the handler answers others (ks_answer) and adds its own facts while it runs. */
 void route_bind(struct ks_call *call);
 void route_get(struct ks_call *call);
 void route_move(struct ks_call *call);
@@ -45,8 +44,9 @@ void route_join(struct ks_call *call);
 void route_ack(struct ks_call *call);
 void route_passed(struct ks_call *call);
 
-/* A lease is gone: its holds, reports and membership end; moves that waited only for it are done.  `revision` is that of
- * the command that ended it.  Called by the keyspace when the lease does not exist any more and before it emits KS_LEASE_GONE. */
+/* A lease is gone: its holds, reports and membership end; moves that waited only for it are done.  `revision` is that
+ * of the command that ended it.  Called by the keyspace when the lease does not exist any more and before it emits
+ * KS_LEASE_GONE. */
 void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64_t revision);
 /* The waits attached to that origin life end: -CLUSTERDOWN is not needed, nobody is there.  Waiters are dropped. */
 void route_origin_gone(struct route *r, uint16_t node, uint64_t boot);
@@ -58,7 +58,8 @@ uint64_t route_binding_count(const struct route *r);
 uint64_t route_waiter_count(const struct route *r);
 uint64_t route_memory_bytes(const struct route *r);
 /* Every (node, boot) that has waiters attached, once each. */
-void route_each_attachment(const struct route *r, void (*fn)(void *context, uint16_t node, uint64_t boot), void *context);
+void route_each_attachment(const struct route *r, void (*fn)(void *context, uint16_t node, uint64_t boot),
+                           void *context);
 /* Mix the whole state into a hash that does not depend on the order in which it came about. */
 uint64_t route_hash(const struct route *r, uint64_t seed);
 
