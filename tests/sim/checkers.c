@@ -225,6 +225,7 @@ void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet
     struct paxos_msg m;
     if (!w->object->message(w, p, &m)) return;
     object_trace(w, from, to, &m);
+    if (w->nodes[from].wiped) world_fail(w, "P11: n%u lost its disk and speaks Paxos again", from);
     switch (m.kind) {
     case PAXOS_MSG_PREVOTE_REPLY:
         if (m.granted) campaign(w, m.ballot)->granted |= (uint16_t)(1u << from);
@@ -345,6 +346,7 @@ void check_applied_is(struct world *w, uint16_t node, paxos_slot slot) {
 }
 void check_end(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {
+        if (w->nodes[i].wiped) continue;
         if (w->checker->nodes[i].applied < w->checker->acknowledged_max)
             world_fail(w, "n%u has applied %llu slots, %llu are acknowledged", i, u(w->checker->nodes[i].applied),
                        u(w->checker->acknowledged_max));

@@ -44,6 +44,9 @@ static void calm_stretch(struct world *w) {
     uint16_t odd = (uint16_t)leader;
     if (n >= 3) {
         while (odd == leader) odd = (uint16_t)world_below(w, n);
+        for (uint16_t i = 0; i < n; i++) {
+            if (w->nodes[i].wiped) odd = i; /* of the others perhaps none can be spared */
+        }
         const bool deaf = world_chance(w, 500000);
         world_trace(w, "n%u is %s", odd, deaf ? "deaf" : "dumb");
         for (uint16_t i = 0; i < n; i++) {

@@ -201,7 +201,7 @@ static void reconnect(struct world *w, uint32_t index) {
     const uint16_t first = (uint16_t)world_below(w, w->node_count);
     for (uint16_t i = 0; i < w->node_count; i++) {
         c->node = (uint16_t)((first + i) % w->node_count);
-        if (w->nodes[c->node].up) return;
+        if (w->nodes[c->node].up && !w->nodes[c->node].wiped) return;
     }
 }
 static void stop(struct world *w, uint16_t node) {
@@ -637,7 +637,11 @@ static void load(struct world *w) {
     struct state *s = state_of(w);
     for (uint32_t i = 0; i < FIRST_SETTLER; i++) {
         if (!world_chance(w, 300000)) continue;
-        if (!w->nodes[s->clients[i].node].up) reconnect(w, i);
+        const struct sim_node *n = &w->nodes[s->clients[i].node];
+        if (n->up && n->wiped)
+            replica_client_gone(s->processes[s->clients[i].node].replica, world_local_ms(w, s->clients[i].node),
+                                s->clients[i].id);
+        if (!n->up || n->wiped) reconnect(w, i);
         world_client_input(w, s->clients[i].node, i);
     }
 }
@@ -648,6 +652,7 @@ static bool settled(struct world *w) {
     const struct state *s = state_of(w);
     bool all = leader(w) >= 0;
     for (uint16_t i = 0; i < w->node_count; i++) {
+        if (w->nodes[i].wiped) continue;
         if (!s->settle_done[i]) world_client_input(w, i, FIRST_SETTLER + i);
         all = all && s->settle_done[i];
     }
@@ -685,6 +690,11 @@ static void end(struct world *w) {
     }
     char line[32];
     for (uint16_t node = 0; node < w->node_count && !w->failed; node++) {
+        if (w->nodes[node].wiped) {
+            if (replica_identity(s->processes[node].replica) != IDENTITY_OUTCAST)
+                world_fail(w, "P11: n%u lost its disk and does not know that it is out", node);
+            continue;
+        }
         s->clients[0].node = node;
         s->clients[0].id = ++s->next_client;
         for (uint16_t key = 0; key < HISTORY_KEYS && !w->failed; key++) {
@@ -712,6 +722,7 @@ static bool message(const struct world *w, const struct packet *p, struct paxos_
 
 const struct sim_object sim_replica = {.name = "replica",
                                        .connections = true,
+                                       .wipes = true,
                                        .begin = begin,
                                        .start = start,
                                        .stop = stop,

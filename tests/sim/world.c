@@ -441,6 +441,16 @@ void world_crash(struct world *w, uint16_t node) {
     links_of(w, node);
     if (n->memory_blocks != 0) world_fail(w, "n%u: %ld blocks of memory left after the end", node, n->memory_blocks);
 }
+/* An empty disk instead of the old one. */
+static void wipe(struct world *w, uint16_t node) {
+    struct disk *d = &w->nodes[node].disk;
+    world_trace(w, "n%u loses its disk", node);
+    for (size_t s = 0; s < d->entry_capacity; s++) free(d->entries[s].data);
+    free(d->entries);
+    free(d->queue);
+    *d = (struct disk){.store_id = world_random(w) | 1, .slow_factor = 1};
+    w->nodes[node].wiped = true;
+}
 void world_restart(struct world *w, uint16_t node) {
     struct sim_node *n = &w->nodes[node];
     if (n->up) return;
@@ -576,6 +586,10 @@ static void fault(struct world *w) {
     case 1:
         if (w->swarm.crashes && n->up) {
             world_crash(w, node);
+            if (w->swarm.wipes && n->disk.record.cluster_id != 0) {
+                wipe(w, node);
+                w->swarm.wipes = false;
+            }
             schedule(w, w->now_us + world_between(w, 1, 2000) * 1000, EVENT_RESTART, node, NULL);
         }
         break;
@@ -658,6 +672,7 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     w->swarm.disks = world_chance(w, 500000);
     w->swarm.topologies = world_chance(w, 300000) && w->node_count >= 3;
     w->swarm.coups = world_chance(w, 400000);
+    w->swarm.wipes = world_chance(w, 150000) && w->node_count >= 3 && object->wipes;
     if (w->swarm.coups && world_chance(w, 600000)) w->swarm.cuts = w->swarm.topologies = w->swarm.crashes = false;
     static const uint32_t gaps[] = {20, 100, 300, 800};
     w->swarm.gap_ms = gaps[world_below(w, 4)];

@@ -74,6 +74,7 @@ struct held { /* waits for a batch */
 };
 struct sim_node {
     bool up;
+    bool wiped; /* lost its disk after the cluster had formed */
     uint64_t boot;
     uint64_t paused_until_us; /* SIGSTOP */
     int64_t rate_ppm;
@@ -97,7 +98,8 @@ struct sim_object {
     /* Messages travel on connections: in order, none missing, until one breaks; then both ends' INPUT_LINK tells of the
      * end and of the next one.  False: a network that loses, repeats and reorders single messages. */
     bool connections;
-    void (*begin)(struct world *w);                /* before the first start; may set w->user */
+    bool wipes;                     /* a node may lose its disk: it must stand aside from then on (P11) */
+    void (*begin)(struct world *w); /* before the first start; may set w->user */
     void (*start)(struct world *w, uint16_t node); /* from its disk */
     void (*stop)(struct world *w, uint16_t node);  /* its memory is gone */
     void (*input)(struct world *w, uint16_t node, const struct input *in);
@@ -138,7 +140,7 @@ struct world {
     uint64_t load_us;
     bool calm; /* no faults from here on */
     struct {   /* which classes of fault this seed has */
-        bool loss, duplicate, reorder, cuts, crashes, pauses, disks, topologies, coups;
+        bool loss, duplicate, reorder, cuts, crashes, pauses, disks, topologies, coups, wipes;
         uint32_t gap_ms; /* mean time between faults */
     } swarm;
     struct { /* a leader is cut off with work in hand, another takes over and dies just when the first comes back */
