@@ -24,15 +24,15 @@
 /* Limits and times that change a command's outcome: seeded by the first entry of a cluster, then the same everywhere.
  * SETTING(name, default, lowest, highest, "unit", "what it is") */
 #define KEYSPACE_SETTINGS(SETTING)                                                                                     \
-    SETTING(key_bytes_max, 500, 16, 65536, "bytes", "longest key, lock, pool, session or backend name")               \
-    SETTING(value_bytes_max, 1048576, 64, 1048576, "bytes", "longest value")                                          \
-    SETTING(keys_max, 10000000, 1, 1000000000, "keys", "strings, locks and registers together")                       \
-    SETTING(memory_max, 4294967296, 1048576, 1099511627776, "bytes", "keys and values together")                      \
+    SETTING(key_bytes_max, 500, 16, 65536, "bytes", "longest key, lock, pool, session or backend name")                \
+    SETTING(value_bytes_max, 1048576, 64, 1048576, "bytes", "longest value")                                           \
+    SETTING(keys_max, 10000000, 1, 1000000000, "keys", "strings, locks and registers together")                        \
+    SETTING(memory_max, 4294967296, 1048576, 1099511627776, "bytes", "keys and values together")                       \
     SETTING(leases_max, 2000000, 1, 100000000, "leases", "leases alive")                                               \
-    SETTING(waiters_max, 10000, 1, 1000000, "waiters", "waiting for one lock or one session")                         \
+    SETTING(waiters_max, 10000, 1, 1000000, "waiters", "waiting for one lock or one session")                          \
     SETTING(scripts_max, 1000, 1, 100000, "scripts", "cached scripts")                                                 \
-    SETTING(bindings_max, 5000000, 1, 100000000, "bindings", "recorded sessions of all pools")                        \
-    SETTING(binding_memory_ms, 3600000, 1000, 31536000000, "ms", "how long an unheld binding is remembered")          \
+    SETTING(bindings_max, 5000000, 1, 100000000, "bindings", "recorded sessions of all pools")                         \
+    SETTING(binding_memory_ms, 3600000, 1000, 31536000000, "ms", "how long an unheld binding is remembered")           \
     SETTING(suspect_window_ms, 3000, 200, 3600000, "ms", "how long a report of ROUTE.SUSPECT counts")
 
 struct ks_settings {
@@ -48,7 +48,8 @@ struct ks_config {
     uint64_t boot;
 };
 
-/* What an applied batch caused, in order, for the caller's volatile half.  Slices live until the next keyspace_apply. */
+/* What an applied batch caused, in order, for the caller's volatile half.  Slices live until the next keyspace_apply.
+ */
 enum ks_fact_kind {
     KS_REPLY,       /* origin (always of this node and boot): answer its client with `reply` (RESP) */
     KS_QUEUED,      /* origin (this node and boot): it ran and waits; a KS_REPLY follows some day */
@@ -56,8 +57,9 @@ enum ks_fact_kind {
     KS_LEASE_NEW,   /* id, ttl_ms: counts from now */
     KS_LEASE_GONE,  /* id */
     KS_SCRIPT_VOID, /* origin: what its script read has changed; nothing of it was executed: the leader runs it again */
-    KS_MOVE_ASKED,  /* id = revision of the move that now stalls: from here on no NEXT covers that binding; set limits of its holders */
-    KS_MOVE_DONE    /* id = revision of the move that no longer stalls */
+    KS_MOVE_ASKED, /* id = revision of the move that now stalls: from here on no NEXT covers that binding; set limits of
+                      its holders */
+    KS_MOVE_DONE   /* id = revision of the move that no longer stalls */
 };
 struct ks_fact {
     enum ks_fact_kind kind;
@@ -76,8 +78,8 @@ struct keyspace;
 struct keyspace *keyspace_new(const struct ks_config *config);
 void keyspace_free(struct keyspace *ks);
 
-/* Apply the value of the next slot (an empty value is a no-op).  `slot` must be the last one + 1.  A value that is not a
- * batch is a programmer error here: checksums and admission keep it out.  ret_facts lives until the next call. */
+/* Apply the value of the next slot (an empty value is a no-op).  `slot` must be the last one + 1.  A value that is not
+ * a batch is a programmer error here: checksums and admission keep it out.  ret_facts lives until the next call. */
 void keyspace_apply(struct keyspace *ks, paxos_slot slot, struct slice value, struct ks_facts *ret_facts);
 
 enum ks_read_verdict {
@@ -91,13 +93,14 @@ NODISCARD enum ks_read_verdict keyspace_read(struct keyspace *ks, uint64_t stamp
 
 /* ---- scripts (leader only) ---- */
 enum ks_script_verdict {
-    KS_SCRIPT_PROPOSE,     /* `effects` holds a %SCRIPT command's argv (see script.h); propose it under the script's origin */
-    KS_SCRIPT_REFUSED,     /* `effects` holds a RESP reply: nothing ran (NOSCRIPT, bad numkeys, compile error ...) */
-    KS_SCRIPT_NEEDS_STAMP  /* as KS_READ_NEEDS_STAMP */
+    KS_SCRIPT_PROPOSE, /* `effects` holds a %SCRIPT command's argv (see script.h); propose it under the script's origin
+                        */
+    KS_SCRIPT_REFUSED, /* `effects` holds a RESP reply: nothing ran (NOSCRIPT, bad numkeys, compile error ...) */
+    KS_SCRIPT_NEEDS_STAMP /* as KS_READ_NEEDS_STAMP */
 };
 struct ks_effects {
-    struct buf bytes;    /* the argv's bytes, or the reply */
-    struct slice *argv;  /* KS_SCRIPT_PROPOSE: argc slices into bytes; from alloc, released by ks_effects_release */
+    struct buf bytes;   /* the argv's bytes, or the reply */
+    struct slice *argv; /* KS_SCRIPT_PROPOSE: argc slices into bytes; from alloc, released by ks_effects_release */
     uint32_t argc;
 };
 /* Run EVAL or EVALSHA on applied state at stamp_ms without changing it. */
@@ -113,12 +116,15 @@ paxos_slot keyspace_slot(const struct keyspace *ks);
 uint64_t keyspace_stamp(const struct keyspace *ks);
 /* The ballot of the last first entry applied; round 0 before any. */
 struct ballot keyspace_ballot(const struct keyspace *ks);
-/* The next stamp at which a key or a wait ends; UINT64_MAX if none.  Bindings' memory does not count: it ends by and by. */
+/* The next stamp at which a key or a wait ends; UINT64_MAX if none.  Bindings' memory does not count: it ends by and
+ * by. */
 uint64_t keyspace_next_due(const struct keyspace *ks);
 const struct ks_settings *keyspace_settings(const struct keyspace *ks);
 /* False before %SETTINGS was applied; then the first entry of a leader carries it. */
 bool keyspace_has_settings(const struct keyspace *ks);
-struct ks_counts { uint64_t keys, leases, waiters, bindings, scripts, memory_bytes; };
+struct ks_counts {
+    uint64_t keys, leases, waiters, bindings, scripts, memory_bytes;
+};
 void keyspace_counts(const struct keyspace *ks, struct ks_counts *ret_counts);
 /* XXH3 over the whole replicated state in a fixed order: equal on equal logs. */
 uint64_t keyspace_hash(const struct keyspace *ks);
@@ -127,9 +133,11 @@ bool keyspace_lease(const struct keyspace *ks, uint64_t id, uint64_t *ret_ttl_ms
 /* A map as LEASE.INFO answers it, with the remaining time the leader knows; nil if it is gone. */
 void keyspace_lease_info(const struct keyspace *ks, uint64_t id, uint64_t remaining_ms, struct buf *reply);
 /* Every lease in order of grant; fn returns false to stop. */
-void keyspace_each_lease(const struct keyspace *ks, bool (*fn)(void *context, uint64_t id, uint64_t ttl_ms), void *context);
+void keyspace_each_lease(const struct keyspace *ks, bool (*fn)(void *context, uint64_t id, uint64_t ttl_ms),
+                         void *context);
 /* Every (node, boot) that has waiters attached. */
-void keyspace_each_attachment(const struct keyspace *ks, void (*fn)(void *context, uint16_t node, uint64_t boot), void *context);
+void keyspace_each_attachment(const struct keyspace *ks, void (*fn)(void *context, uint16_t node, uint64_t boot),
+                              void *context);
 struct route;
 /* The bindings and moves (route.h). */
 struct route *keyspace_route(struct keyspace *ks);

@@ -5,19 +5,21 @@
 #include "lockd/core/keyspace.h"
 #include "lockd/core/resp.h"
 
-/* One command being run.  Handlers append exactly one reply to `reply`, or set `queued` and answer later with ks_answer. */
+/* One command being run.  Handlers append exactly one reply to `reply`, or set `queued` and answer later with
+ * ks_answer. */
 struct ks_call {
     struct keyspace *ks;
-    struct origin origin;   /* ORIGIN_NONE for reads, internal commands and calls from scripts */
-    uint64_t stamp_ms;      /* judge expiry by this */
-    uint64_t revision;      /* of this command; 0 for reads */
+    struct origin origin; /* ORIGIN_NONE for reads, internal commands and calls from scripts */
+    uint64_t stamp_ms;    /* judge expiry by this */
+    uint64_t revision;    /* of this command; 0 for reads */
     uint32_t argc;
     const struct slice *argv;
     struct buf *reply;
-    bool queued;            /* the reply comes later */
-    bool in_script;         /* blocking forms act as without WAIT */
-    bool silent;            /* neither a reply nor a wait: a fact says what became of it */
-    uint64_t needs_stamp_ms; /* reads: the answer is void before an entry with this stamp was applied (T3); 0: it is good */
+    bool queued;    /* the reply comes later */
+    bool in_script; /* blocking forms act as without WAIT */
+    bool silent;    /* neither a reply nor a wait: a fact says what became of it */
+    uint64_t
+        needs_stamp_ms; /* reads: the answer is void before an entry with this stamp was applied (T3); 0: it is good */
 };
 typedef void ks_handler(struct ks_call *call);
 
@@ -28,6 +30,7 @@ const struct alloc *ks_alloc(const struct keyspace *ks);
 bool ks_lease_exists(const struct keyspace *ks, uint64_t id);
 
 /* Option parsing shared by handlers.  Each appends the error reply and returns false when the argument is wrong. */
-bool ks_arg_u64(struct ks_call *call, uint32_t index, const char *what, uint64_t low, uint64_t high, uint64_t *ret_value);
+bool ks_arg_u64(struct ks_call *call, uint32_t index, const char *what, uint64_t low, uint64_t high,
+                uint64_t *ret_value);
 /* Expects the word LEASE at `index` and the id of a live lease after it; -NOLEASE if it is gone. */
 bool ks_arg_lease(struct ks_call *call, uint32_t index, uint64_t *ret_id);

@@ -307,7 +307,7 @@ struct script_engine {
     size_t bytes, bytes_start; /* that Lua has now; that it had when the run began */
     uint32_t chunk_count;      /* compiled scripts it keeps, by digest */
 };
-enum { ENGINE_BYTES_MAX = 4 * 1024 * 1024, ENGINE_CHUNKS_MAX = 1000, ENGINE_GARBAGE_BYTES = 256 * 1024 };
+enum { ENGINE_BYTES_MAX = 4 * 1024 * 1024, ENGINE_CHUNKS_MAX = 1000 };
 
 static size_t run_bytes(const struct script_engine *e) {
     return e->bytes > e->bytes_start ? e->bytes - e->bytes_start : 0;
@@ -1068,12 +1068,6 @@ static void reply_limit(struct run *run) {
     }
 }
 
-/* Garbage goes when there is much of it, and the engine when even so it stays large. */
-static bool engine_worn(struct script_engine *e) {
-    if (run_bytes(e) > ENGINE_GARBAGE_BYTES) lua_gc(e->L, LUA_GCCOLLECT, 0);
-    return e->bytes > ENGINE_BYTES_MAX || e->chunk_count > ENGINE_CHUNKS_MAX;
-}
-
 static void run_script(struct keyspace *ks, struct run *run) {
     if (ks->engine == NULL) ks->engine = engine_new(ks->config.alloc, true);
     struct script_engine *e = ks->engine;
@@ -1089,7 +1083,7 @@ static void run_script(struct keyspace *ks, struct run *run) {
     lua_settop(e->L, 0);
     e->run = NULL;
     if (run->limit != LIMIT_NONE) reply_limit(run);
-    if (status != 0 || run->limit != LIMIT_NONE || engine_worn(e)) {
+    if (status != 0 || run->limit != LIMIT_NONE || e->bytes > ENGINE_BYTES_MAX || e->chunk_count > ENGINE_CHUNKS_MAX) {
         engine_free(e);
         ks->engine = NULL;
     }
