@@ -11,6 +11,13 @@
 #include <uthash.h>
 #include <utlist.h>
 
+enum {
+    TURN_BYTES = 4 << 20,   /* replies read here in one turn, before others have theirs */
+    OUT_BYTES = 32 << 20,   /* replies on their way to us, by guess: the leader's link to us is no deeper */
+    FIRST_GUESS = 64 << 10, /* of one reply */
+    CAREFUL_GUESS = 1 << 20
+};
+
 enum request_state {
     WAITING_TURN, /* earlier commands of its client must finish first */
     READY,        /* may go; not out under any ballot */
@@ -65,6 +72,10 @@ struct router {
     struct request *send_reads;  /* no read before it is READY; NULL: none is */
     struct client *dirty;
     uint64_t now_ms; /* of the last call that said */
+    uint32_t out_reads;
+    size_t read_guess; /* bytes of one reply */
+    size_t turn_bytes; /* replies that came in this turn */
+    bool more;         /* the next turn has work to do */
     uint64_t next_write, next_read;
     uint64_t last_sent_write; /* under sent_ballot; 0: none yet, or everything is being said again */
     struct ballot sent_ballot;
@@ -79,6 +90,7 @@ struct router *router_new(const struct router_config *config, const struct route
     rt->config = *config;
     rt->sink = *sink;
     rt->next_write = rt->next_read = 1;
+    rt->read_guess = FIRST_GUESS;
     return rt;
 }
 
@@ -126,6 +138,11 @@ static void set_timer(struct router *rt, struct request *q, enum request_timer t
     DL_APPEND2(*list, q, time_prev, time_next);
 }
 
+/* Commands of the leader have short replies, and must not wait for long ones. */
+static bool has_length(const struct request *q) {
+    return q->command->class == COMMAND_READ;
+}
+
 /* Out of the books of unanswered ones. */
 static void unlist(struct router *rt, struct request *q) {
     if (q->seq == 0) return;
@@ -135,6 +152,7 @@ static void unlist(struct router *rt, struct request *q) {
         HASH_DELETE(hh, rt->write_by_seq, q);
     } else {
         if (rt->send_reads == q) rt->send_reads = q->kind_next;
+        if (q->state == OUT && has_length(q)) rt->out_reads--;
         DL_DELETE2(rt->reads, q, kind_prev, kind_next);
         HASH_DELETE(hh, rt->read_by_seq, q);
     }
@@ -384,13 +402,21 @@ void router_first(struct router *rt, struct ballot ballot) {
 void router_read_reply(struct router *rt, uint64_t seq, struct slice reply, bool leased) {
     struct request *q;
     HASH_FIND(hh, rt->read_by_seq, &seq, sizeof seq, q);
-    if (q != NULL) finish(rt, q, reply, leased);
+    if (q == NULL) return;
+    if (has_length(q))
+        rt->read_guess =
+            reply.bytes > rt->read_guess ? reply.bytes : rt->read_guess - (rt->read_guess - reply.bytes) / 8;
+    rt->turn_bytes += reply.bytes;
+    finish(rt, q, reply, leased);
+    if (rt->send_reads != NULL) rt->work = true;
 }
 
 void router_reads_again(struct router *rt) {
     struct request *q;
     DL_FOREACH2(rt->reads, q, kind_next) q->state = READY;
     rt->send_reads = rt->reads;
+    rt->out_reads = 0;
+    rt->read_guess = CAREFUL_GUESS; /* another leader, or too many long ones broke the link */
     if (rt->reads != NULL) rt->work = true;
 }
 
@@ -405,13 +431,35 @@ void router_writes_again(struct router *rt) {
 static void call(struct router *rt, struct request *q, struct ballot ballot, uint64_t after) {
     q->state = OUT;
     q->ballot = ballot;
+    if (!q->write && has_length(q)) rt->out_reads++;
     const struct router_call out = {
         .write = q->write, .seq = q->seq, .after = after, .argc = q->argc, .argv = q->argv, .command = q->command};
     rt->sink.call(rt->sink.context, &out);
 }
 
+/* May one more read go now?  Long replies come no faster than they fit into links and turns. */
+static bool read_may_go(struct router *rt) {
+    rt->more = rt->more || rt->turn_bytes > TURN_BYTES;
+    return rt->turn_bytes <= TURN_BYTES && (rt->out_reads == 0 || (rt->out_reads + 1) * rt->read_guess <= OUT_BYTES);
+}
+
+static void pump_reads(struct router *rt, struct ballot serving) {
+    struct request *q = rt->send_reads, *next, *held = NULL;
+    rt->send_reads = NULL;
+    for (; q != NULL; q = next) { /* a call may answer at once, and start more */
+        next = q->kind_next;
+        if (q->state != READY) continue;
+        if (has_length(q) && (held != NULL || !read_may_go(rt)))
+            held = held != NULL ? held : q;
+        else
+            call(rt, q, serving, 0);
+    }
+    if (held != NULL) rt->send_reads = held;
+}
+
 void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *serving) {
     rt->now_ms = now_ms;
+    rt->more = false;
     if (serving == NULL || !rt->work) return;
     if (!ballot_equal(rt->sent_ballot, *serving)) {
         rt->sent_ballot = *serving;
@@ -432,12 +480,7 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
             rt->last_sent_write = q->seq;
             call(rt, q, *serving, after);
         }
-        q = rt->send_reads;
-        rt->send_reads = NULL;
-        for (; q != NULL; q = next) { /* a call may answer at once, and start more */
-            next = q->kind_next;
-            if (q->state == READY) call(rt, q, *serving, 0);
-        }
+        pump_reads(rt, *serving);
     }
 }
 
@@ -483,6 +526,8 @@ void router_expire(struct router *rt, uint64_t now_ms) {
 }
 
 void router_flush(struct router *rt) {
+    rt->turn_bytes = 0;
+    if (rt->more) rt->work = true;
     while (rt->dirty != NULL) {
         struct client *c = rt->dirty;
         rt->dirty = c->dirty_next;
@@ -504,8 +549,8 @@ void router_flush(struct router *rt) {
 }
 
 uint64_t router_wake_at(const struct router *rt) {
-    uint64_t at = UINT64_MAX;
-    if (rt->timeouts != NULL) at = rt->timeouts->deadline_ms;
+    uint64_t at = rt->more ? 0 : UINT64_MAX;
+    if (rt->timeouts != NULL && rt->timeouts->deadline_ms < at) at = rt->timeouts->deadline_ms;
     if (rt->leaving != NULL && rt->leaving->deadline_ms < at) at = rt->leaving->deadline_ms;
     if (rt->waits != NULL && rt->waits_look_ms < at) at = rt->waits_look_ms;
     return at;

@@ -250,6 +250,33 @@ START_TEST(what_stands_behind_a_wait_is_not_late) {
 }
 END_TEST
 
+static uint32_t count_calls(void) {
+    uint32_t count = 0;
+    for (const char *at = calls; (at = strchr(at, 'r')) != NULL; at++) count++;
+    calls[0] = '\0';
+    return count;
+}
+
+/* Replies may be as long as a value: no more of them are asked for than a link holds, and no more made in one turn. */
+START_TEST(long_replies_do_not_come_all_at_once) {
+    static char value[1 << 20];
+    for (uint64_t client = 1; client <= 60; client++) say(0, client, "GET a");
+    say(0, 61, "LEASE.KEEPALIVE 5");
+    router_pump(rt, 0, &b1);
+    ck_assert_ptr_nonnull(strstr(calls, "KEEPALIVE"));
+    ck_assert_uint_eq(count_calls(), 33);
+    for (uint64_t seq = 1; seq <= 8; seq++) router_read_reply(rt, seq, slice_of(value, sizeof value), false);
+    router_pump(rt, 0, &b1);
+    ck_assert_uint_eq(count_calls(), 0); /* enough for this turn */
+    ck_assert_uint_eq(router_wake_at(rt), 0);
+    for (uint64_t client = 1; client <= 8; client++) router_client_gone(rt, 0, client);
+    router_flush(rt);
+    router_pump(rt, 1, &b1);
+    ck_assert_uint_eq(count_calls(), 8);
+    ck_assert_uint_ne(router_wake_at(rt), 0);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("router");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -265,6 +292,7 @@ int main(void) {
     tcase_add_test(tc, a_client_may_have_so_much_waiting_and_no_more);
     tcase_add_test(tc, an_outcast_refuses_at_once);
     tcase_add_test(tc, what_stands_behind_a_wait_is_not_late);
+    tcase_add_test(tc, long_replies_do_not_come_all_at_once);
     Suite *suite = suite_create("router");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
