@@ -248,9 +248,9 @@ def test_elections(one):
 
 def test_node_status(three):
     for node in three.nodes:
+        timing.wait_for('it to know the leader', lambda: node.status()['role'] in ('leader', 'follower'))
         status = node.status()
         assert str(status['node']) == str(node.number)
-        assert status['role'] in ('leader', 'follower')
         assert str(status['formed']) == '1'
     assert len({str(n.status()['store-id']) for n in three.nodes}) == 3
     assert len({str(n.status()['cluster-id']) for n in three.nodes}) == 1
