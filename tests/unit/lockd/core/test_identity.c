@@ -2,6 +2,7 @@
  * Guards I1-I5 of identity.h. */
 #include <check.h>
 #include <stdlib.h>
+#include <string.h>
 #include "lockd/core/identity.h"
 
 enum { N = 3 };
@@ -293,6 +294,39 @@ START_TEST(a_record_is_never_replaced) {
 }
 END_TEST
 
+START_TEST(of_two_records_the_first_stays) {
+    struct identity_msg m = {.from = 0,
+                             .to = 1,
+                             .node_count = 3,
+                             .store_id = 100,
+                             .record = {.cluster_id = 5, .node_count = 3, .store_ids = {100, 101, 102}}};
+    struct identity_msg answer;
+    bool reply, save;
+    ck_assert_int_eq(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(save && !reply);
+    m.record.cluster_id = 6; /* while the first is on its way to the disk */
+    ck_assert_int_eq(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OTHER_CLUSTER);
+    ck_assert(!save && !reply);
+    ck_assert_uint_eq(nodes[1].record.cluster_id, 5);
+    m.record.cluster_id = 5;
+    ck_assert_int_eq(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(!save); /* once */
+}
+END_TEST
+
+static const uint64_t impossible[][3] = {{100, 101, 100}, {100, 101, 0}, {101, 101, 102}};
+START_TEST(a_record_that_cannot_be_is_not_adopted) {
+    struct identity_msg m = {
+        .from = 0, .to = 1, .node_count = 3, .store_id = 100, .record = {.cluster_id = 5, .node_count = 3}};
+    struct identity_msg answer;
+    bool reply, save;
+    memcpy(m.record.store_ids, impossible[_i], sizeof impossible[0]);
+    ck_assert_int_ne(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(!save && !nodes[1].saving);
+    ck_assert_int_eq(nodes[1].state, IDENTITY_JOINING);
+}
+END_TEST
+
 START_TEST(one_node_forms_alone_once) {
     struct identity_config config = config_of(0, 100, 10);
     config.node_count = 1;
@@ -335,6 +369,8 @@ int main(void) {
     tcase_add_test(tc, a_stray_store_never_votes);
     tcase_add_loop_test(tc, a_wrong_frame_is_named_and_changes_nothing, 0, sizeof wrong / sizeof wrong[0]);
     tcase_add_test(tc, a_record_is_never_replaced);
+    tcase_add_test(tc, of_two_records_the_first_stays);
+    tcase_add_loop_test(tc, a_record_that_cannot_be_is_not_adopted, 0, sizeof impossible / sizeof impossible[0]);
     tcase_add_test(tc, one_node_forms_alone_once);
     tcase_add_test(tc, a_record_of_our_own_disk_that_names_another_store_is_not_ours);
     suite_add_tcase(s, tc);
