@@ -66,7 +66,16 @@ struct member {
     uint64_t hold_count;
     struct hold *holds;
     struct hold *stalled; /* in order of the moves that want them back */
+    struct lost *lost;    /* by pair_key; in order of the moves */
     struct report *reports;
+};
+
+/* A hold that ended without its holder's word, because its limit had passed: named until it is acknowledged. */
+struct lost {
+    UT_hash_handle hh;
+    uint64_t asked, epoch;
+    uint32_t key_bytes, pool_bytes;
+    char key[]; /* pair_key of pool and session */
 };
 
 /* One life of a node that has waiters attached. */
@@ -145,6 +154,8 @@ static struct member *member_join(struct route *r, uint64_t lease);
 static struct hold *hold_find(const struct record *rec, const struct member *m);
 static bool hold_give(struct route *r, struct ks_call *call, struct record *rec, struct member *m, bool paid);
 static void hold_end(struct route *r, struct hold *hold, struct moment when);
+static void lost_add(struct route *r, const struct hold *hold);
+static void lost_end(struct route *r, struct member *m, struct lost *lost);
 static void stall_begin(struct route *r, struct ks_call *call, struct record *rec, uint8_t target);
 static void stall_end(struct route *r, struct stall *stall, struct moment when);
 static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall, ks_handler *handler, bool mover);
@@ -207,6 +218,7 @@ void route_free(struct route *r) {
         }
     while (r->members != NULL) {
         struct member *m = r->members;
+        while (m->lost != NULL) lost_end(r, m, m->lost);
         HASH_DEL(r->members, m);
         give_back(r, m, sizeof *m);
     }
@@ -540,9 +552,15 @@ void route_ack(struct ks_call *call) {
     if (r == NULL || !ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease) ||
         !ks_arg_u64(call, 2, "serial", 0, UINT64_MAX, &serial))
         return;
-    const struct member *m = member_find(r, lease);
-    while (m != NULL && m->stalled != NULL && m->stalled->record->stall->asked <= serial)
-        hold_end(r, m->stalled, (struct moment){call->stamp_ms, call->revision});
+    struct member *m = member_find(r, lease);
+    if (m != NULL) {
+        struct lost *lost, *next;
+        HASH_ITER(hh, m->lost, lost, next) {
+            if (lost->asked <= serial) lost_end(r, m, lost);
+        }
+        while (m->stalled != NULL && m->stalled->record->stall->asked <= serial)
+            hold_end(r, m->stalled, (struct moment){call->stamp_ms, call->revision});
+    }
     resp_ok(call->reply);
 }
 
@@ -558,7 +576,9 @@ void route_passed(struct ks_call *call) {
         HASH_FIND(hh, r->stalls, &asked, sizeof asked, stall);
         const struct member *m = member_find(r, lease);
         struct hold *hold = stall != NULL && m != NULL ? hold_find(stall->record, m) : NULL;
-        if (hold != NULL) hold_end(r, hold, (struct moment){call->stamp_ms, call->revision});
+        if (hold == NULL) continue;
+        lost_add(r, hold);
+        hold_end(r, hold, (struct moment){call->stamp_ms, call->revision});
     }
     resp_ok(call->reply);
 }
@@ -576,6 +596,7 @@ void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64
         report->member_prev = NULL;
         report_end(r, report);
     }
+    while (m->lost != NULL) lost_end(r, m, m->lost);
     while (m->stalled != NULL) hold_end(r, m->stalled, when);
     while (m->holds != NULL) hold_end(r, m->holds, when);
     must(m->hold_count == 0);
@@ -638,13 +659,21 @@ uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *re
     const struct member *m = member_find(r, lease);
     uint32_t count = 0;
     if (m == NULL) return 0;
+    for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next) {
+        const char *pool = lost->key + 4;
+        resp_bulk(reply, slice_of(pool, lost->pool_bytes));
+        resp_bulk(reply, slice_of(pool + lost->pool_bytes, lost->key_bytes - 4 - lost->pool_bytes));
+        resp_integer(reply, (int64_t)lost->epoch);
+        if (lost->asked > *ret_serial) *ret_serial = lost->asked;
+        count++;
+    }
     for (const struct hold *hold = m->stalled; hold != NULL; hold = hold->member_next) {
         const struct record *rec = hold->record;
         const char *pool = rec->bytes + 4;
         resp_bulk(reply, slice_of(pool, rec->pool_bytes));
         resp_bulk(reply, slice_of(pool + rec->pool_bytes, rec->key_bytes - 4 - rec->pool_bytes));
         resp_integer(reply, (int64_t)rec->epoch);
-        *ret_serial = rec->stall->asked; /* ascending */
+        if (rec->stall->asked > *ret_serial) *ret_serial = rec->stall->asked;
         count++;
     }
     return count;
@@ -652,7 +681,10 @@ uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *re
 
 bool route_ack_pending(const struct route *r, uint64_t lease, uint64_t serial) {
     const struct member *m = member_find(r, lease);
-    return m != NULL && m->stalled != NULL && m->stalled->record->stall->asked <= serial;
+    if (m == NULL) return false;
+    for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next)
+        if (lost->asked <= serial) return true;
+    return m->stalled != NULL && m->stalled->record->stall->asked <= serial;
 }
 
 static void each_holder(const struct stall *stall, void (*fn)(void *context, uint64_t asked, uint64_t lease),
@@ -706,8 +738,16 @@ uint64_t route_hash(const struct route *r, uint64_t seed) {
     for (int i = 0; i < RECORD_TABLES; i++)
         for (const struct record *rec = r->records[i]; rec != NULL; rec = rec->hh.next)
             records += hash_record(rec, &b, seed);
-    for (const struct member *m = r->members; m != NULL; m = m->hh.next)
-        members += XXH3_64bits_withSeed(&m->lease, sizeof m->lease, seed);
+    for (const struct member *m = r->members; m != NULL; m = m->hh.next) {
+        buf_clear(&b);
+        wire_put_u64(&b, m->lease);
+        for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next) {
+            wire_put_u64(&b, lost->asked);
+            wire_put_u64(&b, lost->epoch);
+            wire_put_bytes(&b, slice_of(lost->key, lost->key_bytes));
+        }
+        members += XXH3_64bits_withSeed(b.data, b.bytes, seed);
+    }
     for (const struct report *report = r->reports; report != NULL; report = report->age_next) {
         buf_clear(&b);
         wire_put_bytes(&b, slice_of(report->suspect->key, report->suspect->key_bytes));
@@ -829,6 +869,27 @@ static void hold_end(struct route *r, struct hold *hold, struct moment when) {
     give_back(r, hold, sizeof *hold);
     record_settle(r, rec, when.stamp_ms);
     if (rec->stall != NULL && rec->holds == NULL) stall_end(r, rec->stall, when);
+}
+
+/* One per session and lease, the latest: a silent holder costs no more than it once held. */
+static void lost_add(struct route *r, const struct hold *hold) {
+    const struct record *rec = hold->record;
+    struct member *m = hold->member;
+    struct lost *lost;
+    HASH_FIND(hh, m->lost, rec->bytes, rec->key_bytes, lost);
+    if (lost != NULL) lost_end(r, m, lost);
+    lost = take(r, sizeof *lost + rec->key_bytes);
+    lost->asked = rec->stall->asked;
+    lost->epoch = rec->epoch;
+    lost->key_bytes = rec->key_bytes;
+    lost->pool_bytes = rec->pool_bytes;
+    memcpy(lost->key, rec->bytes, rec->key_bytes);
+    HASH_ADD_KEYPTR(hh, m->lost, lost->key, lost->key_bytes, lost);
+}
+
+static void lost_end(struct route *r, struct member *m, struct lost *lost) {
+    HASH_DEL(m->lost, lost);
+    give_back(r, lost, sizeof *lost + lost->key_bytes);
 }
 
 /* ---- moves ---- */

@@ -65,9 +65,9 @@ uint64_t route_hash(const struct route *r, uint64_t seed);
 
 /* ---- for the leader's memory ---- */
 bool route_joined(const struct route *r, uint64_t lease);
-/* Appends to `reply` the array elements "pool session epoch" of every stalling move that this lease still holds (its
- * unacknowledged revocations), oldest first; returns how many moves (3 elements each); *ret_serial becomes the highest
- * asked revision among them, or stays. */
+/* Appends to `reply` the array elements "pool session epoch" of every revocation this lease has not acknowledged: first
+ * of the moves that went on without it because its limit had passed, then of those that stall for it; returns how many
+ * moves (3 elements each); *ret_serial becomes the highest asked revision among them, or stays. */
 uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *reply, uint64_t *ret_serial);
 /* Is a revocation with asked revision <= serial still unacknowledged by this lease? */
 bool route_ack_pending(const struct route *r, uint64_t lease, uint64_t serial);
