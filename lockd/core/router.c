@@ -34,6 +34,7 @@ struct request {
     bool write, barrier, leased, hang_up;
     enum request_timer { NO_TIMER, TIMEOUT, WAIT_END, LEAVE } timer;
     uint64_t seq;
+    uint64_t ends; /* %DEQUEUE: seq of the wait it ends */
     struct ballot ballot;
     uint64_t deadline_ms; /* of `timer` */
     struct buf reply;
@@ -357,7 +358,11 @@ static struct request *write_find(const struct router *rt, uint64_t seq) {
 
 void router_write_reply(struct router *rt, uint64_t seq, struct slice reply) {
     struct request *q = write_find(rt, seq);
-    if (q != NULL) finish(rt, q, reply, false);
+    if (q == NULL) return;
+    struct request *ended = q->ends != 0 ? write_find(rt, q->ends) : NULL;
+    finish(rt, q, reply, false);
+    /* The log says no more about that wait, and nobody asks. */
+    if (ended != NULL && ended->client == NULL) finish(rt, ended, reply, false);
 }
 
 /* How long a command asks to wait at most: its own WAIT. */
@@ -509,8 +514,9 @@ static void leave(struct router *rt, struct request *q) {
                                  slice_str(boot), slice_str(seq)};
     struct request *out = request_new(rt, command_at(CMD_X_DEQUEUE), 5, argv);
     out->write = true;
+    out->ends = q->seq;
     start(rt, out);
-    /* The wait itself stays on the books: the log answers it, to nobody. */
+    /* The wait itself stays on the books until this one is through. */
 }
 
 void router_expire(struct router *rt, uint64_t now_ms) {

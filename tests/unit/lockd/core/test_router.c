@@ -277,6 +277,21 @@ START_TEST(long_replies_do_not_come_all_at_once) {
 }
 END_TEST
 
+/* A wait is forgotten with its dequeue: not each kind of wait is answered when it is ended for nobody. */
+START_TEST(a_wait_that_was_left_costs_nothing) {
+    say(0, 1, "ROUTE.GET p s LEASE 1");
+    router_pump(rt, 0, &b1);
+    router_write_queued(rt, 10, 1);
+    router_client_gone(rt, 20, 1);
+    router_expire(rt, 1020);
+    router_pump(rt, 1020, &b1);
+    called("w1<0:ROUTE.GET w2<1:%DEQUEUE ");
+    answer_write(2, "+OK\r\n");
+    replied("");
+    ck_assert_uint_eq(router_pending(rt), 0);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("router");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -293,6 +308,7 @@ int main(void) {
     tcase_add_test(tc, an_outcast_refuses_at_once);
     tcase_add_test(tc, what_stands_behind_a_wait_is_not_late);
     tcase_add_test(tc, long_replies_do_not_come_all_at_once);
+    tcase_add_test(tc, a_wait_that_was_left_costs_nothing);
     Suite *suite = suite_create("router");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
