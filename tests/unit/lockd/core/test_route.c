@@ -248,6 +248,27 @@ START_TEST(an_acknowledgement_covers_all_moves_up_to_its_serial) {
 }
 END_TEST
 
+/* A proxy whose limit has passed while its lease lives on may still believe: it is told until it says that it knows. */
+START_TEST(what_was_taken_is_named_until_acknowledged) {
+    three_leases();
+    SAYS(BIND("s", "1"), "[\"a\" 4 4 1 \"a\" \"b\" \"c\"]");
+    SAYS(BIND("t", "1"), "[\"a\" 5 5 1 \"a\" \"b\" \"c\"]");
+    FACTS("ROUTE.MOVE p s 4 LEASE 2 b FORCE", "asked 6; #6 queued");
+    FACTS("%ROUTE_PASSED 6 1", "done 6; #6 [\"b\" 7 7 1 \"a\" \"b\" \"c\"]; #7 OK");
+    REVOKED(1, "6 [\"p\" \"s\" 4]");
+    ck_assert(route_ack_pending(keyspace_route(ks), 1, 6));
+    FACTS("ROUTE.MOVE p t 5 LEASE 3 b FORCE", "asked 8; #8 queued");
+    REVOKED(1, "8 [\"p\" \"s\" 4 \"p\" \"t\" 5]");
+    SAYS("ROUTE.GET p s LEASE 1", "[\"b\" 7 9 0 \"a\" \"b\" \"c\"]"); /* a newer one, which stays */
+    FACTS("%ROUTE_ACK 1 6", "#10 OK");
+    REVOKED(1, "8 [\"p\" \"t\" 5]");
+    ck_assert_uint_eq(route_holds(keyspace_route(ks), 1), 2);
+    FACTS("%ROUTE_PASSED 8 1", "done 8; #8 [\"b\" 11 11 1 \"a\" \"b\" \"c\"]; #11 OK");
+    FACTS("%EXPIRE 1", "lease- 1; #12 1");
+    REVOKED(1, "0 []");
+}
+END_TEST
+
 START_TEST(a_touch_may_wait_for_one_session_after_another) {
     three_leases();
     SAYS(BIND("s", "1"), "[\"a\" 4 4 1 \"a\" \"b\" \"c\"]");
@@ -496,6 +517,8 @@ struct belief {
     bool on;
     int backend;
     uint64_t epoch;
+    uint64_t
+        lost; /* it was taken away by that move, when its limit had passed, and the lease has not said that it knows */
 };
 struct session {
     bool recorded, stalled;
@@ -549,7 +572,10 @@ static void told(const char *said, const struct call *call) {
     WALK(sscanf(said, "[\"%7[^\"]\" %llu %llu %d \"%7[^\"]\" \"%7[^\"]\" \"%7[^\"]\"]", backend, &epoch, &revision,
                 &new, a, b, c) == 7);
     struct session *s = &world.sessions[call->session];
-    const struct belief got = {.on = true, .backend = backend[1] - '0', .epoch = epoch};
+    const struct belief got = {.on = true,
+                               .backend = backend[1] - '0',
+                               .epoch = epoch,
+                               .lost = world.beliefs[call->lease][call->session].lost};
     WALK(a[1] - '0' == member_of(call->session, 0) && b[1] - '0' == member_of(call->session, 1) &&
          c[1] - '0' == member_of(call->session, 2));
     WALK(!s->stalled && s->recorded);
@@ -747,16 +773,23 @@ static void walk_let_go(struct call call) {
         buf_release(&told_);
         uint32_t expected = 0;
         for (int i = 0; i < SESSIONS; i++) {
-            if (!world.sessions[i].stalled || !world.beliefs[call.lease][i].on) continue;
-            expected++;
-            if (world.sessions[i].asked > want) want = world.sessions[i].asked;
+            const struct belief *b = &world.beliefs[call.lease][i];
+            const bool stalled = world.sessions[i].stalled && b->on;
+            expected += (stalled ? 1U : 0U) + (b->lost != 0 ? 1U : 0U);
+            if (stalled && world.sessions[i].asked > want) want = world.sessions[i].asked;
+            if (b->lost > want) want = b->lost;
         }
         WALK(count == expected && serial == want);
         if (serial > 0 && dice(4) == 0) serial--;
         bool pending = false;
         for (int i = 0; i < SESSIONS; i++) {
+            struct belief *b = &world.beliefs[call.lease][i];
+            if (b->lost != 0 && b->lost <= serial) {
+                b->lost = 0;
+                pending = true;
+            }
             if (!world.sessions[i].stalled || world.sessions[i].asked > serial) continue;
-            pending |= world.beliefs[call.lease][i].on;
+            pending |= b->on;
             let_go(call.lease, i);
         }
         WALK(route_ack_pending(keyspace_route(ks), id, serial) == pending);
@@ -766,6 +799,7 @@ static void walk_let_go(struct call call) {
     }
     default:
         if (!s->stalled) break;
+        if (world.beliefs[call.lease][call.session].on) world.beliefs[call.lease][call.session].lost = s->asked;
         let_go(call.lease, call.session);
         snprintf(line, sizeof line, "%%ROUTE_PASSED %llu %llu", (unsigned long long)s->asked, (unsigned long long)id);
         step(&call, line);
@@ -778,7 +812,10 @@ static void walk_lease(struct call call) {
         world.lease_ids[call.lease] = strtoull(step(&call, "LEASE.GRANT 5000"), NULL, 10);
         return;
     }
-    for (int i = 0; i < SESSIONS; i++) let_go(call.lease, i);
+    for (int i = 0; i < SESSIONS; i++) {
+        let_go(call.lease, i);
+        world.beliefs[call.lease][i].lost = 0;
+    }
     for (int b = 0; b < BACKENDS; b++) world.suspected_ms[call.lease][b] = UINT64_MAX;
     world.joined[call.lease] = false;
     world.lease_ids[call.lease] = 0;
@@ -907,6 +944,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, a_move_that_comes_second_may_end_the_first);
     tcase_add_test(tc, who_died_gets_no_binding);
     tcase_add_test(tc, an_acknowledgement_covers_all_moves_up_to_its_serial);
+    tcase_add_test(tc, what_was_taken_is_named_until_acknowledged);
     tcase_add_test(tc, a_touch_may_wait_for_one_session_after_another);
     tcase_add_test(tc, who_went_away_is_not_answered);
     tcase_add_test(tc, more_than_half_of_the_joined_must_suspect);
