@@ -22,6 +22,7 @@ struct kept {
     uint64_t cover_ms; /* 0: never covered */
     bool expiring;     /* %EXPIRE is out */
     bool join_out;
+    bool next_known;    /* a NEXT of it was answered */
     uint64_t ack_out;   /* highest serial whose %ROUTE_ACK is out */
     uint64_t next_call; /* handle of the held NEXT, 0: none */
     UT_hash_handle hh;
@@ -194,10 +195,16 @@ uint64_t keeper_next_held(const struct keeper *k, uint64_t lease) {
     return l != NULL ? l->next_call : 0;
 }
 
+bool keeper_next_known(const struct keeper *k, uint64_t lease) {
+    const struct kept *l = kept_find(k, lease);
+    return l != NULL && l->next_known;
+}
+
 void keeper_next_answered(struct keeper *k, uint64_t lease, uint64_t arrival_ms) {
     struct kept *l = kept_find(k, lease);
     if (l == NULL) return;
     if (l->cover_ms < arrival_ms + l->ttl_ms) l->cover_ms = arrival_ms + l->ttl_ms;
+    l->next_known = true;
     l->next_call = 0;
 }
 

@@ -38,6 +38,9 @@ uint64_t keeper_remaining(const struct keeper *k, uint64_t now_ms, uint64_t leas
 void keeper_next_hold(struct keeper *k, uint64_t now_ms, uint64_t lease, uint64_t handle, uint64_t *ret_replaced);
 /* The held call of that lease, 0 if none. */
 uint64_t keeper_next_held(const struct keeper *k, uint64_t lease);
+/* Has this leader answered a NEXT of that lease?  The first is answered at once: until then its holder is not covered,
+ * or only by what an earlier leader said. */
+bool keeper_next_known(const struct keeper *k, uint64_t lease);
 /* The held call was answered: cover counts from its arrival. */
 void keeper_next_answered(struct keeper *k, uint64_t lease, uint64_t arrival_ms);
 /* The held call ends without an answer (its client is gone, or it is parked elsewhere). */

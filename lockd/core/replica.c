@@ -887,7 +887,7 @@ static void ask_next(struct replica *r, uint64_t now_ms, struct ask *ask) {
         else
             ask_error(r, replaced, "ERR a newer ROUTE.NEXT of the same lease took its place");
     }
-    next_answer(r, lease, false);
+    next_answer(r, lease, !keeper_next_known(r->keeper, lease));
 }
 
 /* Answer it, or park it. */

@@ -399,6 +399,20 @@ START_TEST(a_move_waits_for_the_other_holder) {
 }
 END_TEST
 
+START_TEST(the_first_next_is_answered_at_once_by_every_leader) {
+    start_all(3);
+    char line[128];
+    const long long id = granted(0, 1, "LEASE.GRANT 60000");
+    const uint16_t old = (uint16_t)leader(), other = (uint16_t)((old + 1) % 3);
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 0", id);
+    expect(other, 1, line, "*2\r\n:60000\r\n:0\r\n");
+    expect(other, 1, line, ""); /* the second waits for news */
+    node_kill(old);
+    run(3000);
+    ck_assert_str_eq(take(1), "*2\r\n:60000\r\n:0\r\n"); /* covered again before the old cover could end */
+}
+END_TEST
+
 START_TEST(a_move_waits_out_the_cover_of_a_silent_holder) {
     start_all(3);
     char line[256];
@@ -632,6 +646,7 @@ int main(void) {
     tcase_add_test(tc, a_lock_goes_on_when_its_lease_ends);
     tcase_add_test(tc, keys_end_and_no_reply_reveals_it_before_the_log);
     tcase_add_test(tc, a_move_waits_for_the_other_holder);
+    tcase_add_test(tc, the_first_next_is_answered_at_once_by_every_leader);
     tcase_add_test(tc, a_move_waits_out_the_cover_of_a_silent_holder);
     tcase_add_test(tc, scripts_run_on_any_node);
     tcase_add_test(tc, a_wiped_node_does_not_vote);
