@@ -985,6 +985,190 @@ START_TEST(who_leads_is_a_hint_with_a_time) {
 }
 END_TEST
 
+/* Two truths about one slot: nothing of this node may be believed any more. */
+START_TEST(chosen_and_accepted_disagree_halts) {
+    const struct paxos_entry same_ballot = {.slot = 1, .ballot = ballot(5, 1), .value = slice_str("b")};
+    accept_one(5, 1, 1, "a", 0);
+    say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 0, .entries = &same_ballot, .entry_count = 1});
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_str_eq(paxos_halt_reason(p), "two values for one slot and ballot");
+}
+END_TEST
+START_TEST(two_chosen_values_halt) {
+    accept_one(5, 1, 2, "b", 0);
+    heartbeat(5, 1, 2, 300); /* slot 2 is chosen, slot 1 is not here */
+    ck_assert_uint_eq(paxos_chosen(p), 0);
+    const struct paxos_entry e[] = {{.slot = 1, .ballot = ballot(5, 1), .value = slice_str("a")},
+                                    {.slot = 2, .ballot = ballot(4, 1), .value = slice_str("c")}};
+    say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 0, .entries = e, .entry_count = 2});
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_str_eq(paxos_halt_reason(p), "a slot has two chosen values");
+}
+END_TEST
+START_TEST(a_chosen_slot_proposed_with_another_value_halts) {
+    accept_one(5, 1, 2, "b", 0);
+    heartbeat(5, 1, 2, 300);
+    accept_one(6, 0, 2, "b", 0); /* the same again is what must be */
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+    accept_one(7, 0, 2, "c", 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+}
+END_TEST
+START_TEST(two_reports_that_disagree_halt) {
+    saved = (struct paxos_saved){.promised = ballot(4, 0), .lease_ms_max = 0};
+    make(2);
+    to_preparing();
+    ck_assert(paxos_take(p, &out)); /* not durable: no majority yet */
+    const struct paxos_entry one = {.slot = 1, .ballot = ballot(3, 1), .value = slice_str("a")};
+    const struct paxos_entry other = {.slot = 1, .ballot = ballot(3, 1), .value = slice_str("b")};
+    promise_from(1, 0, &one, 1);
+    promise_from(0, 0, &other, 1);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+}
+END_TEST
+
+START_TEST(a_promise_in_parts_counts_when_whole) {
+    saved = (struct paxos_saved){.promised = ballot(4, 0)};
+    make(2);
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_entry e[] = {{.slot = 1, .ballot = ballot(3, 1), .value = slice_str("a")},
+                                    {.slot = 9, .ballot = ballot(3, 1), .value = slice_str("i")}};
+    struct paxos_msg part = {
+        .kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = own, .slot = 1, .slot_last = 8, .entries = e, .entry_count = 1};
+    ck_assert_int_eq(say(part), PAXOS_TAKEN);
+    ck_assert_int_eq(say(part), PAXOS_TAKEN); /* again */
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    part = (struct paxos_msg){.kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = own, .slot = 10, .slot_last = UINT64_MAX};
+    ck_assert_int_eq(say(part), PAXOS_IGNORED); /* slot 9 is missing */
+    part = (struct paxos_msg){.kind = PAXOS_MSG_PROMISE,
+                              .from = 1,
+                              .ballot = own,
+                              .slot = 9,
+                              .slot_last = UINT64_MAX,
+                              .entries = e + 1,
+                              .entry_count = 1};
+    ck_assert_int_eq(say(part), PAXOS_TAKEN);
+    ck_assert_int_eq(paxos_role(p), PAXOS_SETTLING);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 9);
+}
+END_TEST
+START_TEST(nothing_outside_its_range_is_in_a_part) {
+    saved = (struct paxos_saved){.promised = ballot(4, 0)};
+    make(2);
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    struct paxos_entry e = {.slot = 9, .ballot = ballot(3, 1)};
+    struct paxos_msg part = {.kind = PAXOS_MSG_PROMISE,
+                             .from = 1,
+                             .ballot = own,
+                             .slot = 1,
+                             .slot_last = 8,
+                             .entries = &e,
+                             .entry_count = 1};
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    part.slot_last = UINT64_MAX;
+    e.slot = 1 << 20; /* further above its chosen than any log reaches */
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    e.slot = 9;
+    e.ballot = own; /* accepted under the ballot we only ask for */
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    e.ballot = ballot(3, 1);
+    part.chosen = 3; /* a part does not begin at or below what is chosen */
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    part.slot = 0;
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+}
+END_TEST
+
+START_TEST(who_cannot_learn_what_is_chosen_gives_up) {
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    promise_from(1, 3, NULL, 0); /* and is never heard again but for its heartbeats */
+    const uint64_t start = now_ms;
+    uint32_t asked = 0;
+    while (paxos_role(p) == PAXOS_SETTLING) {
+        bool more = paxos_take(p, &out);
+        for (uint32_t i = 0; more && i < out.send_now_count; i++) {
+            asked += out.sends_now[i].kind == PAXOS_MSG_CATCHUP;
+            if (out.sends_now[i].kind == PAXOS_MSG_HEARTBEAT && out.sends_now[i].to == 1)
+                say((struct paxos_msg){.kind = PAXOS_MSG_HEARTBEAT_ACK,
+                                       .from = 1,
+                                       .ballot = own,
+                                       .chosen = 3,
+                                       .round = out.sends_now[i].round});
+        }
+        (void)!paxos_take(p, &out);
+        ck_assert_uint_gt(out.wake_at_ms, now_ms);
+        now_ms = out.wake_at_ms;
+        tick();
+    }
+    ck_assert_uint_eq(now_ms - start, 800);
+    ck_assert_uint_ge(asked, 3); /* repeated, at growing intervals */
+    ck_assert_uint_le(asked, 6);
+}
+END_TEST
+
+START_TEST(a_leader_that_gets_nothing_chosen_lets_others_try) { /* Q16 */
+    to_leading();
+    (void)!paxos_take(p, &out);
+    const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("v")};
+    ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    const uint64_t start = now_ms;
+    while (paxos_role(p) == PAXOS_LEADING) {
+        bool more = paxos_take(p, &out);
+        for (uint32_t i = 0; more && i < out.send_now_count; i++) {
+            if (out.sends_now[i].kind == PAXOS_MSG_HEARTBEAT && out.sends_now[i].to == 1)
+                say((struct paxos_msg){
+                    .kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = own, .round = out.sends_now[i].round});
+        }
+        (void)!paxos_take(p, &out);
+        now_ms = out.wake_at_ms;
+        tick();
+    }
+    ck_assert_uint_eq(now_ms - start, 3000);
+    ck_assert(nothing());
+    ck_assert_uint_ge(out.wake_at_ms, now_ms + 800); /* the others come first */
+}
+END_TEST
+
+START_TEST(a_question_for_chosen_values_is_repeated_with_patience) {
+    uint32_t asked = 0;
+    const uint64_t start = now_ms;
+    while (now_ms < start + 2000) { /* the leader goes on, its answers are lost */
+        heartbeat(5, 1, 9, 300);
+        const bool more = paxos_take(p, &out);
+        for (uint32_t i = 0; more && i < out.send_now_count; i++) asked += out.sends_now[i].kind == PAXOS_MSG_CATCHUP;
+        if (more && out.batch != 0) durable(out.batch);
+        now_ms += 10;
+    }
+    ck_assert_uint_ge(asked, 4);
+    ck_assert_uint_le(asked, 8);
+}
+END_TEST
+
+START_TEST(large_values_travel_one_by_one) {
+    to_leading();
+    (void)!paxos_take(p, &out);
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("sixteen bytes...")};
+        ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    }
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 4);
+    ck_assert_uint_eq(out.send_now_count, 8);
+    for (uint32_t i = 0; i < 8; i++) {
+        ck_assert_uint_eq(out.sends_now[i].entry_count, 1);
+        ck_assert_uint_eq(out.sends_now[i].entries[0].slot, i / 2 + 1);
+    }
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("paxos");
     TCase *tc = tcase_create("cluster");
@@ -1028,6 +1212,16 @@ static Suite *suite(void) {
     tcase_add_test(tc, a_catchup_beyond_what_is_stored_asks_for_nothing);
     tcase_add_test(tc, limits_are_answers);
     tcase_add_test(tc, who_leads_is_a_hint_with_a_time);
+    tcase_add_test(tc, chosen_and_accepted_disagree_halts);
+    tcase_add_test(tc, two_chosen_values_halt);
+    tcase_add_test(tc, a_chosen_slot_proposed_with_another_value_halts);
+    tcase_add_test(tc, two_reports_that_disagree_halt);
+    tcase_add_test(tc, a_promise_in_parts_counts_when_whole);
+    tcase_add_test(tc, nothing_outside_its_range_is_in_a_part);
+    tcase_add_test(tc, who_cannot_learn_what_is_chosen_gives_up);
+    tcase_add_test(tc, a_leader_that_gets_nothing_chosen_lets_others_try);
+    tcase_add_test(tc, a_question_for_chosen_values_is_repeated_with_patience);
+    tcase_add_test(tc, large_values_travel_one_by_one);
     suite_add_tcase(s, tc);
     return s;
 }
