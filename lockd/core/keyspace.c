@@ -96,7 +96,6 @@ void ks_overlay_load(struct keyspace *overlay, struct slice key) {
     ks_write(overlay, to, ks_value(from), from->version);
     ks_attach(overlay, to, from->lease);
     ks_set_deadline(overlay, to, from->due.at_ms, from->due.order);
-    to->touched = from->touched;
     to->waiter_count = from->waiter_count;
     /* It is in the base's counts already. */
     overlay->name_count--;

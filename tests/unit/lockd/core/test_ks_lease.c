@@ -145,6 +145,24 @@ START_TEST(the_list_comes_in_pages) {
 }
 END_TEST
 
+START_TEST(leases_that_come_and_go_leave_no_memory) {
+    char line[64];
+    size_t most = 0;
+    SAYS("LEASE.GRANT 5000", "1"); /* one stays */
+    for (int i = 0; i < 20000; i++) {
+        batch_start();
+        batch_line("LEASE.GRANT 5000");
+        snprintf(line, sizeof line, "LEASE.REVOKE %d", 2 + 2 * i);
+        batch_line(line);
+        batch_end();
+        QUICK(story_facts.count == 4);
+        if (i == 1000) most = heap_bytes_in_use();
+    }
+    ck_assert_uint_le(heap_bytes_in_use(), most + 1024);
+    SEES("LEASE.LIST", "[0 [1]]");
+}
+END_TEST
+
 static void add(TCase *tc) {
     tcase_add_test(tc, a_lease_is_granted_and_ends);
     tcase_add_loop_test(tc, what_is_refused, 0, sizeof refused / sizeof refused[0]);
@@ -152,6 +170,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, info_counts_what_hangs_on_it);
     tcase_add_test(tc, everything_goes_with_it);
     tcase_add_test(tc, the_list_comes_in_pages);
+    tcase_add_test(tc, leases_that_come_and_go_leave_no_memory);
 }
 int main(void) {
     return story_main("ks_lease", add);

@@ -115,6 +115,10 @@ START_TEST(waiters_are_served_in_order) {
     SEES("LOCK.INFO l", "[\"name\" \"l\" \"lease\" 2 \"token\" 11 \"value\" \"bert\" \"waiters\" 0]");
     FACTS("LOCK.RELEASE l LEASE 2 TOKEN 11", "#10 1");
     SEES("EXISTS l", "0");
+    SAYS("LEASE.REVOKE 1", "1");
+    SAYS("LEASE.REVOKE 2", "1");
+    keyspace_counts(ks, &counts);
+    ck_assert_uint_eq(counts.memory_bytes, 0); /* names of leases, keys, values of locks and of waiters */
     ck_assert_uint_eq(keyspace_next_due(ks), UINT64_MAX);
 }
 END_TEST
@@ -230,15 +234,24 @@ START_TEST(a_lock_waits_for_a_string_to_expire) {
 END_TEST
 
 START_TEST(flushall_grants_in_the_order_of_the_versions) {
+    char line[64];
     three_leases();
-    SAYS("SET b 1", "OK");
-    SAYS("SET a 1", "OK");
-    SAYS("SET c 1", "OK");
-    SAYS("SET b 2", "OK");
-    SAYS("LOCK.ACQUIRE c LEASE 1 WAIT 60000", "queued"); /* #8 */
-    SAYS("LOCK.ACQUIRE a LEASE 2 WAIT 60000", "queued"); /* #9 */
-    SAYS("LOCK.ACQUIRE b LEASE 3 WAIT 60000", "queued"); /* #10 */
-    FACTS("FLUSHALL", "#9 12; #8 13; #10 14; #11 OK");
+    for (int i = 0; i < 30; i++) {
+        snprintf(line, sizeof line, "SET k%d 1", i);
+        SAYS(line, "OK");
+    }
+    for (int i = 0; i < 30; i++) { /* in another order */
+        snprintf(line, sizeof line, "SET k%d 2", i * 7 % 30);
+        SAYS(line, "OK");
+    }
+    const uint64_t first = story_seq + 1;
+    for (int i = 0; i < 30; i++) {
+        snprintf(line, sizeof line, "LOCK.ACQUIRE k%d LEASE 1 WAIT 60000", i);
+        SAYS(line, "queued");
+    }
+    facts_of("FLUSHALL");
+    ck_assert_uint_eq(story_facts.count, 31);
+    for (uint32_t i = 0; i < 30; i++) ck_assert_uint_eq(story_facts.facts[i].origin.seq, first + i * 7 % 30);
 }
 END_TEST
 

@@ -171,6 +171,28 @@ START_TEST(keys_end_by_the_stamp) {
 }
 END_TEST
 
+/* The heap against the plainest model there is. */
+START_TEST(what_is_due_next_is_always_known) {
+    enum { KEYS = 200 };
+    uint64_t deadlines[KEYS] = {0}; /* 0: none */
+    char line[64];
+    at(1000);
+    for (int round = 0; round < 4000; round++) {
+        const int key = rand() % KEYS;
+        const bool ends = rand() % 3 == 0;
+        snprintf(line, sizeof line, ends ? "DEL k%d" : "SET k%d 1 PX %d", key, 1 + rand() % 300);
+        int ms = 0;
+        if (!ends) QUICK(sscanf(strrchr(line, ' '), "%d", &ms) == 1);
+        deadlines[key] = ends ? 0 : 1000 + (uint64_t)ms;
+        answer_of(line);
+        uint64_t next = UINT64_MAX;
+        for (int i = 0; i < KEYS; i++)
+            if (deadlines[i] != 0 && deadlines[i] < next) next = deadlines[i];
+        if (keyspace_next_due(ks) != next) ck_abort_msg("round %d: %s", round, line);
+    }
+}
+END_TEST
+
 /* T3: no read says what the log does not. */
 START_TEST(a_read_waits_for_the_log) {
     at(1000);
@@ -187,6 +209,7 @@ START_TEST(a_read_waits_for_the_log) {
     READS(1700, "ELECT.LEADER a", "needs 1500");
     READS(1550, "EXISTS a b", "needs 1500");
     READS(1700, "EXISTS a b", "needs 1600"); /* the latest that is needed */
+    READS(1700, "EXISTS b a", "needs 1600");
     READS(1700, "DBSIZE", "needs 1700");
     READS(1499, "DBSIZE", "2");
     READS(1700, "GET c", "nil");
@@ -306,6 +329,7 @@ static void add(TCase *tc) {
     tcase_add_loop_test(tc, conditions_of_expire, 0, sizeof conditions / sizeof conditions[0]);
     tcase_add_test(tc, a_deadline_in_the_past_deletes);
     tcase_add_test(tc, keys_end_by_the_stamp);
+    tcase_add_test(tc, what_is_due_next_is_always_known);
     tcase_add_test(tc, a_read_waits_for_the_log);
     tcase_add_test(tc, a_read_is_no_way_to_write);
     tcase_add_test(tc, flushall_takes_strings_only);

@@ -512,6 +512,34 @@ START_TEST(limits_hold_and_leave_nothing) {
 }
 END_TEST
 
+/* On the leader, when it runs; what it was allowed then is done whole at apply. */
+START_TEST(growth_is_limited_as_everywhere) {
+    batch_begin(&story_value, story_ballot, true, 10);
+    batch_line("%SETTINGS keys_max 3 memory_max 1048576");
+    batch_end();
+    SAYS("SET a 1", "OK");
+    SAYS("SET b 1", "OK");
+    EVALS("redis.call('SET', KEYS[1], '2') redis.call('SET', KEYS[2], '2') return redis.pcall('SET', KEYS[3], '2')",
+          "3 a b c", "OK");
+    EVALS("redis.call('SET', KEYS[1], '2') return redis.pcall('SET', KEYS[2], '2')", "2 a d",
+          "-BUSY keys-max: there are 3 keys");
+    EVALS("redis.call('DEL', KEYS[1]) return redis.pcall('SET', KEYS[2], '2')", "2 a d", "OK");
+    EVALS("return redis.pcall('SET', KEYS[1], ('x'):rep(1048570))", "1 d",
+          "-BUSY memory-max: keys and values take 246 bytes");
+    SAYS("DEL b", "1");
+    start("return redis.call('SET', KEYS[1], 'two')", "1 e");
+    struct buf effects = {.alloc = heap_alloc()};
+    buf_append_slice(&effects, buf_slice(&story_value));
+    SAYS("SET f 1", "OK"); /* somebody takes the last place meanwhile */
+    buf_clear(&story_value);
+    buf_append_slice(&story_value, buf_slice(&effects));
+    batch_end();
+    SEES("GET e", "\"two\"");
+    SEES("DBSIZE", "4");
+    buf_release(&effects);
+}
+END_TEST
+
 START_TEST(deep_replies_end_in_an_error) {
     const char *said = eval_of("EVAL", "local t={} t[1]=t return t", "0");
     ck_assert_ptr_nonnull(strstr(said, "[[-ERR reached lua stack limit]]"));
@@ -579,6 +607,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, fencing_inside_a_script);
     tcase_add_test(tc, who_waits_sees_only_the_end_of_a_script);
     tcase_add_loop_test(tc, limits_hold_and_leave_nothing, 0, sizeof limits / sizeof limits[0]);
+    tcase_add_test(tc, growth_is_limited_as_everywhere);
     tcase_add_test(tc, deep_replies_end_in_an_error);
     tcase_add_loop_test(tc, damaged_effects_do_nothing, 0, sizeof damaged / sizeof damaged[0]);
     tcase_add_test(tc, effects_do_only_what_scripts_may);
