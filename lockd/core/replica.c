@@ -1367,7 +1367,8 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
         struct paxos_output out;
         must(!paxos_take(r->paxos, &out));
         if (out.wake_at_ms < wake_ms) wake_ms = out.wake_at_ms;
-        if (r->target.round > 0 && r->resend_ms < wake_ms) wake_ms = r->resend_ms;
+        const bool remote = r->target.round > 0 && r->target.node != r->config.node;
+        if (remote && r->resend_ms < wake_ms) wake_ms = r->resend_ms;
     }
     if (r->serving) {
         if (keeper_wake_at(r->keeper) < wake_ms) wake_ms = keeper_wake_at(r->keeper);

@@ -25,7 +25,7 @@ struct saved_slot {
 struct test_node {
     struct replica *replica;
     bool alive;
-    uint64_t boot, wake_ms;
+    uint64_t boot, wake_ms, turns;
     uint64_t batch, durable_at_ms; /* newest transaction */
     struct replica_saved saved;
     struct saved_slot slots[SLOTS];
@@ -192,7 +192,10 @@ static void run(uint64_t ms) {
                 replica_durable(n->replica, now_ms, n->batch);
                 n->wake_ms = now_ms;
             }
-            if (n->wake_ms <= now_ms) n->wake_ms = replica_turn(n->replica, now_ms);
+            if (n->wake_ms <= now_ms) {
+                n->wake_ms = replica_turn(n->replica, now_ms);
+                n->turns++;
+            }
             ck_assert_ptr_null(replica_halt_reason(n->replica));
         }
     }
@@ -396,6 +399,16 @@ START_TEST(a_move_waits_for_the_other_holder) {
     run(50);
     ck_assert_ptr_nonnull(strstr(take(1), "$1\r\ny\r\n"));
     ck_assert_str_eq(take(11), "");
+}
+END_TEST
+
+START_TEST(an_idle_node_sleeps) {
+    start_all(_i == 0 ? 1 : 3);
+    for (uint16_t i = 0; i < node_count; i++) nodes[i].turns = 0;
+    run(10000);
+    for (uint16_t i = 0; i < node_count; i++) /* 20 heartbeats a second, answered by two, and little else */
+        ck_assert_msg(nodes[i].turns < (node_count == 1 ? 80 : 800), "node %u: %llu turns", i,
+                      (unsigned long long)nodes[i].turns);
 }
 END_TEST
 
@@ -646,6 +659,7 @@ int main(void) {
     tcase_add_test(tc, a_lock_goes_on_when_its_lease_ends);
     tcase_add_test(tc, keys_end_and_no_reply_reveals_it_before_the_log);
     tcase_add_test(tc, a_move_waits_for_the_other_holder);
+    tcase_add_loop_test(tc, an_idle_node_sleeps, 0, 2);
     tcase_add_test(tc, the_first_next_is_answered_at_once_by_every_leader);
     tcase_add_test(tc, a_move_waits_out_the_cover_of_a_silent_holder);
     tcase_add_test(tc, scripts_run_on_any_node);
