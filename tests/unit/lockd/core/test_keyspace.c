@@ -1,5 +1,6 @@
 /* The keyspace as a whole: ballots, stamps, replies to whom, and that equal logs give equal states. */
 #include "ks_story.h"
+#include "lockd/core/command.h"
 
 /* P9, K2 */
 START_TEST(batches_of_deposed_leaders_are_void) {
@@ -178,6 +179,31 @@ static void check_whole(void) {
     QUICK(keyspace_next_due(ks) > keyspace_stamp(ks)); /* what was due has ended */
 }
 
+/* Runs a script here, and puts what it did into the batch: others of the batch may have made it void. */
+static void random_script(void) {
+    static const char *const scripts[] = {
+        "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end",
+        "redis.call('set', KEYS[1], ARGV[1], 'PX', 300) return redis.call('incr', KEYS[2])",
+        "redis.call('del', KEYS[1], KEYS[2]) redis.call('set', KEYS[1], 'new') error('late')",
+        "redis.pcall('cas', KEYS[1], 0, 'x', 'LEASE', ARGV[1]) return redis.call('pexpire', KEYS[2], ARGV[1])",
+        "return {redis.call('exists', KEYS[1], KEYS[2]), redis.pcall('lock.info', KEYS[1])}",
+    };
+    static const char *const keys[] = {"a", "b", "c", "d", "e"};
+    char number[8];
+    snprintf(number, sizeof number, "%u", pick(60));
+    const struct slice argv[] = {slice_str("EVAL"),        slice_str(scripts[pick(5)]), slice_str("2"),
+                                 slice_str(keys[pick(5)]), slice_str(keys[pick(5)]),    slice_str(number)};
+    struct ks_effects effects = {.bytes = {.alloc = heap_alloc()}};
+    uint64_t need;
+    const uint64_t hash = keyspace_hash(ks);
+    if (keyspace_script(ks, story_stamp, 6, argv, &effects, &need) == KS_SCRIPT_PROPOSE) {
+        const struct origin origin = {.node = story_origin.node, .boot = story_origin.boot, .seq = ++story_seq};
+        batch_add(&story_value, origin, effects.argc, effects.argv);
+    }
+    QUICK(keyspace_hash(ks) == hash);
+    ks_effects_release(&effects);
+}
+
 START_TEST(equal_logs_give_equal_states) {
     const struct ks_config twin_config = {.alloc = heap_alloc(), .node = 2, .boot = 0xfeedbeef};
     struct keyspace *twin = keyspace_new(&twin_config);
@@ -189,6 +215,10 @@ START_TEST(equal_logs_give_equal_states) {
         batch_begin(&story_value, story_ballot, pick(10) == 0, story_stamp);
         for (uint32_t i = pick(6); i > 0; i--) {
             origin_is((uint16_t)pick(3), 1);
+            if (pick(4) == 0) {
+                random_script();
+                continue;
+            }
             random_line(line, sizeof line);
             batch_line(line);
         }
@@ -197,6 +227,84 @@ START_TEST(equal_logs_give_equal_states) {
         keyspace_apply(twin, story_slot, buf_slice(&story_value), &twin_facts);
         if (keyspace_hash(ks) != keyspace_hash(twin)) ck_abort_msg("seed %d batch %d: states differ", _i, batch);
         check_whole();
+    }
+    keyspace_free(twin);
+}
+END_TEST
+
+/* Whatever the words are, a command is answered once, or waits, or is void; and two nodes agree. */
+START_TEST(any_words_have_one_answer) {
+    static const char *const words[] = {
+        "LEASE",
+        "WAIT",
+        "VALUE",
+        "TOKEN",
+        "NX",
+        "XX",
+        "GET",
+        "PX",
+        "EX",
+        "KEEPTTL",
+        "NAME",
+        "PREFER",
+        "FORCE",
+        "LOAD",
+        "EXISTS",
+        "FLUSH",
+        "a",
+        "b",
+        "l",
+        "",
+        "0",
+        "1",
+        "2",
+        "3",
+        "5",
+        "100",
+        "5000",
+        "-1",
+        "4294967296",
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+        "x",
+        "\r\n",
+        "LT",
+    };
+    enum { WORDS = sizeof words / sizeof words[0] };
+    const struct ks_config twin_config = {.alloc = heap_alloc(), .node = 0, .boot = 1};
+    struct keyspace *twin = keyspace_new(&twin_config);
+    random_state = 77 + (uint64_t)_i;
+    at(1000);
+    for (int i = 0; i < 5000; i++) {
+        struct slice argv[12];
+        const struct command *c = command_at((enum command_id)pick(CMD_COUNT));
+        if (pick(10) == 0) c = command_at(CMD_LEASE_GRANT);
+        uint32_t argc = (uint32_t)abs(c->arity);
+        if (c->arity < 0) argc += pick(4);
+        if (pick(20) == 0) argc = 1 + pick(11);
+        argv[0] = slice_str(c->name);
+        for (uint32_t k = 1; k < argc; k++) argv[k] = slice_str(words[pick(WORDS)]);
+        /* %REPLY's argument is a finished reply, made by a leader. */
+        if (c->id == CMD_X_REPLY) argv[1] = slice_str("+fine\r\n");
+        if (c->id == CMD_X_SCRIPT) argv[1] = slice_str("+fine\r\n");
+        at(story_stamp + pick(3));
+        batch_start();
+        const uint64_t seq = ++story_seq;
+        batch_add(&story_value, (struct origin){.node = 0, .boot = 1, .seq = seq}, argc, argv);
+        batch_end();
+        uint32_t answers = 0;
+        for (uint32_t k = 0; k < story_facts.count; k++) {
+            const struct ks_fact *f = &story_facts.facts[k];
+            answers +=
+                f->origin.seq == seq && (f->kind == KS_REPLY || f->kind == KS_QUEUED || f->kind == KS_SCRIPT_VOID);
+        }
+        if (answers != 1) ck_abort_msg("seed %d, command %d, %s: %u answers", _i, i, c->name, answers);
+        struct ks_facts twin_facts;
+        keyspace_apply(twin, story_slot, buf_slice(&story_value), &twin_facts);
+        if (twin_facts.count != story_facts.count || keyspace_hash(ks) != keyspace_hash(twin))
+            ck_abort_msg("seed %d, command %d, %s: states differ", _i, i, c->name);
     }
     keyspace_free(twin);
 }
@@ -269,6 +377,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, a_batch_runs_in_order);
     tcase_add_test(tc, damaged_internal_commands_do_nothing);
     tcase_add_loop_test(tc, equal_logs_give_equal_states, 0, 20);
+    tcase_add_loop_test(tc, any_words_have_one_answer, 0, 8);
     tcase_add_test(tc, the_hash_sees_every_difference);
     tcase_add_test(tc, many_keys_come_and_go);
 }
