@@ -27,6 +27,7 @@ enum {
     FETCH_BYTES = 4 * 1024 * 1024,         /* one answer to a peer that catches up */
     FETCH_BACKLOG_BYTES = 8 * 1024 * 1024, /* no more of them while that much waits on its link */
     STOP_MS = 500,
+    LOADING_LOOK_MS = 20,   /* how often a loading node looks at its sockets */
     SPARE_DESCRIPTORS = 256 /* store, peers, timers, and what the libraries open */
 };
 
@@ -44,6 +45,8 @@ struct node {
     uint64_t armed_ms;                  /* what timer_fd is set to; UINT64_MAX: nothing */
     uint64_t durable;
     bool in_replica, stopping;
+    bool loading; /* the log is being replayed: every command is answered -LOADING */
+    uint64_t looked_ms;
     int result;
     uint32_t clients_max;
     const char *addresses[PAXOS_NODES_MAX];
@@ -109,6 +112,10 @@ static void on_turn(int fd, short what, void *context) {
     (void)fd;
     (void)what;
     if (n->result != 0) return;
+    if (n->loading) {
+        clients_flush(n->clients, true);
+        return;
+    }
     n->in_replica = true;
     const uint64_t wake_ms = replica_turn(n->replica, clock_now_ms());
     n->in_replica = false;
@@ -162,12 +169,17 @@ static void wake(void *context) {
 
 static bool client_room(void *context, uint64_t client) {
     const struct node *n = context;
-    return replica_client_room(n->replica, client);
+    return n->loading || replica_client_room(n->replica, client);
 }
 
 static void client_command(void *context, uint64_t client, uint32_t argc, const struct slice *argv) {
+    static const char loading[] = "-LOADING this node is reading its log\r\n";
     struct node *n = context;
     struct timespec unix_time; /* for the command TIME only */
+    if (n->loading) {
+        clients_reply(n->clients, client, slice_of(loading, sizeof loading - 1), false);
+        return;
+    }
     clock_gettime(CLOCK_REALTIME, &unix_time);
     const uint64_t unix_us = (uint64_t)unix_time.tv_sec * 1000000 + (uint64_t)unix_time.tv_nsec / 1000;
     replica_command(n->replica, clock_now_ms(), unix_us, client, argc, argv);
@@ -175,7 +187,7 @@ static void client_command(void *context, uint64_t client, uint32_t argc, const 
 
 static void client_gone(void *context, uint64_t client) {
     struct node *n = context;
-    replica_client_gone(n->replica, clock_now_ms(), client);
+    if (!n->loading) replica_client_gone(n->replica, clock_now_ms(), client);
 }
 
 static void link_up(void *context, uint16_t peer) {
@@ -236,6 +248,10 @@ static void on_signal(int number, short what, void *context) {
     const struct timeval stop = {.tv_usec = STOP_MS * 1000};
     (void)what;
     if (n->stopping) return;
+    if (n->loading) { /* nothing is in flight, and what is half-read need not be read on */
+        log_info("lockd stopped while=loading");
+        _exit(0);
+    }
     log_info("lockd stopping signal=%s clients=%u", number == SIGTERM ? "SIGTERM" : "SIGINT",
              clients_count(n->clients));
     n->stopping = true;
@@ -301,16 +317,9 @@ static int bind_addresses(struct node *n) {
 }
 
 static int listen_all(struct node *n) {
-    char error[NET_ERROR_BYTES], name[NET_NAME_BYTES];
+    char error[NET_ERROR_BYTES];
     if (net_listen(n->client_listener, error, sizeof error) != 0) return cannot_start(error);
-    if (n->peer_listener >= 0) {
-        if (net_listen(n->peer_listener, error, sizeof error) != 0) return cannot_start(error);
-        net_local_name(n->peer_listener, name);
-        log_info("lockd peer-listening address=%s node=%llu nodes=%u", name, (unsigned long long)n->config->node,
-                 n->config->node_count);
-    }
-    net_local_name(n->client_listener, name);
-    log_info("lockd listening address=%s", name);
+    if (n->peer_listener >= 0 && net_listen(n->peer_listener, error, sizeof error) != 0) return cannot_start(error);
     return 0;
 }
 
@@ -338,6 +347,28 @@ static int open_store(struct node *n) {
 static void replay(void *context, paxos_slot slot, struct slice value) {
     struct node *n = context;
     replica_replay(n->replica, slot, value);
+    if (slot % 16 != 0) return;
+    const uint64_t now_ms = clock_now_ms();
+    if (now_ms < n->looked_ms + LOADING_LOOK_MS) return;
+    n->looked_ms = now_ms;
+    event_base_loop(n->base, EVLOOP_NONBLOCK);
+}
+
+static void make_peers(struct node *n, uint64_t boot_id) {
+    const struct config *c = n->config;
+    char name[NET_NAME_BYTES];
+    const struct peers_config config = {
+        .base = n->base,
+        .node = (uint16_t)(c->node - 1),
+        .node_count = (uint16_t)c->node_count,
+        .nodes = c->nodes,
+        .boot = boot_id,
+        .listener = n->peer_listener,
+        .sink = {.context = n, .link_up = link_up, .link_lost = link_lost, .frame = peer_frame, .work = work}};
+    net_local_name(n->peer_listener, name);
+    log_info("lockd peer-listening address=%s node=%llu nodes=%u", name, (unsigned long long)c->node, c->node_count);
+    n->peers = peers_new(&config);
+    n->peer_listener = -1;
 }
 
 static int make_replica(struct node *n) {
@@ -376,21 +407,14 @@ static int make_replica(struct node *n) {
                                       .fetch = fetch,
                                       .note = note};
     n->replica = replica_new(&config, &saved, &sink);
+    n->looked_ms = start_ms;
     if (store_replay(n->store, replay, n, error, sizeof error) != 0) return cannot_start(error);
+    n->loading = false;
     log_info("store opened directory=%s store=%016llx slots=%llu ms=%llu", c->data_dir,
              (unsigned long long)config.store_id, (unsigned long long)saved.paxos.chosen,
              (unsigned long long)(clock_now_ms() - start_ms));
     n->frame.alloc = heap_alloc();
-    if (n->config->node_count == 1) return 0;
-    const struct peers_config peers = {
-        .base = n->base,
-        .node = config.node,
-        .node_count = config.node_count,
-        .nodes = c->nodes,
-        .boot = config.boot_id,
-        .listener = n->peer_listener,
-        .sink = {.context = n, .link_up = link_up, .link_lost = link_lost, .frame = peer_frame, .work = work}};
-    n->peers = peers_new(&peers);
+    if (n->config->node_count > 1) make_peers(n, config.boot_id);
     return 0;
 }
 
@@ -429,11 +453,14 @@ static int make_loop(struct node *n) {
 }
 
 static int start(struct node *n) {
+    char name[NET_NAME_BYTES];
     if (raise_descriptors(n) != 0 || make_loop(n) != 0) return -1;
-    if (bind_addresses(n) != 0 || open_store(n) != 0 || make_replica(n) != 0) return -1;
-    if (listen_all(n) != 0) return -1;
-    n->peer_listener = -1;
+    if (bind_addresses(n) != 0 || open_store(n) != 0 || listen_all(n) != 0) return -1;
+    net_local_name(n->client_listener, name);
+    n->loading = true;
     make_clients(n);
+    if (make_replica(n) != 0) return -1;
+    log_info("lockd listening address=%s", name);
     return 0;
 }
 
