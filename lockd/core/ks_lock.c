@@ -6,7 +6,7 @@
 
 /* ---- waiting ---- */
 
-static struct ks_life *life_of(struct keyspace *ks, uint16_t node, uint64_t boot) {
+static struct ks_life *life_of(const struct keyspace *ks, uint16_t node, uint64_t boot) {
     struct ks_life *life;
     DL_FOREACH(ks->lives, life) {
         if (life->node == node && life->boot == boot) return life;
@@ -360,10 +360,24 @@ void ks_cmd_x_origin_gone(struct ks_call *call) {
     resp_ok(call->reply);
 }
 
+struct attachments {
+    const struct keyspace *ks;
+    void (*fn)(void *context, uint16_t node, uint64_t boot);
+    void *context;
+};
+
+/* A life that waits for locks was told already. */
+static void route_attachment(void *context, uint16_t node, uint64_t boot) {
+    const struct attachments *all = context;
+    if (life_of(all->ks, node, boot) == NULL) all->fn(all->context, node, boot);
+}
+
 void keyspace_each_attachment(const struct keyspace *ks, void (*fn)(void *context, uint16_t node, uint64_t boot),
                               void *context) {
     const struct ks_life *life;
     DL_FOREACH(ks->lives, life) {
         fn(context, life->node, life->boot);
     }
+    struct attachments all = {.ks = ks, .fn = fn, .context = context};
+    route_each_attachment(ks->route, route_attachment, &all);
 }

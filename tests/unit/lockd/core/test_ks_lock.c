@@ -305,6 +305,17 @@ START_TEST(attachments_are_listed_once_each) {
     struct buf list = {.alloc = heap_alloc()};
     keyspace_each_attachment(ks, note_attachment, &list);
     ck_assert(slice_equal(buf_slice(&list), slice_str("2/70 2/71 ")));
+    /* Those that wait for a move of a session are there, too. */
+    buf_clear(&list);
+    SAYS("ROUTE.BIND p s LEASE 1 x PREFER x y", "");
+    SAYS("ROUTE.MOVE p s 9 LEASE 2 y FORCE", "");
+    origin_is(2, 70);
+    SAYS("ROUTE.GET p s LEASE 3", "");
+    origin_is(1, 5);
+    SAYS("ROUTE.GET p s LEASE 3", "");
+    keyspace_each_attachment(ks, note_attachment, &list);
+    buf_append(&list, "", 1);
+    ck_assert_str_eq(list.data, "2/70 2/71 1/5 ");
     buf_release(&list);
 }
 END_TEST
