@@ -3,8 +3,8 @@
  * Everything that changes replicated state is a command in a batch, ours as well as the clients': internal commands
  * have names that start with '%', which no client can send.
  *
- * Layout (wire.h): u64 round, u16 node, u8 first, u64 stamp_ms, u32 count, then per command u16 node, u64 boot, u64 seq,
- * u32 argc, argc x bytes.  An empty value (0 bytes) is a no-op that fills a gap. */
+ * Layout (wire.h): u64 round, u16 node, u8 first, u64 stamp_ms, u32 count, then per command u16 node, u64 boot, u64
+ * seq, u32 argc, argc x bytes.  An empty value (0 bytes) is a no-op that fills a gap. */
 #pragma once
 #include "common/must.h"
 #include "common/wire.h"
@@ -40,7 +40,8 @@ uint32_t batch_count(const struct buf *b);
 
 /* False: not a batch. */
 NODISCARD bool batch_read(struct wire *w, struct slice value, struct batch_head *ret_head);
-/* The next command; its argv (up to BATCH_ARGC_MAX slices) is borrowed from the value.  False: damaged or past the end. */
+/* The next command; its argv (up to BATCH_ARGC_MAX slices) is borrowed from the value.  False: damaged or past the end.
+ */
 NODISCARD bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, struct slice *argv);
 /* Set the stamp of a batch under construction. */
 void batch_set_stamp(struct buf *b, uint64_t stamp_ms);

@@ -4,6 +4,7 @@
 #include "lockd/core/keeper.h"
 #include <xxhash.h>
 
+#define uthash_fatal(text)         must_fail(__FILE__, __LINE__, (text))
 #define uthash_malloc(bytes)       alloc_get(k->alloc, bytes)
 #define uthash_free(memory, bytes) alloc_put(k->alloc, memory)
 #include <uthash.h>

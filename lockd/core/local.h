@@ -18,10 +18,14 @@ struct local_view {
     uint32_t pending, inflight_max;
     uint64_t client_pending_max, queue_bytes_max, request_bytes_max, forward_timeout_ms;
     uint64_t unix_us;
-    uint64_t client;         /* id of the connection */
+    uint64_t client; /* id of the connection */
     struct slice client_name;
 };
 
-enum local_verdict { LOCAL_ANSWERED, LOCAL_HANG_UP, LOCAL_NAME /* answered, and the connection is now called *ret_name */ };
+enum local_verdict {
+    LOCAL_ANSWERED,
+    LOCAL_HANG_UP,
+    LOCAL_NAME /* answered, and the connection is now called *ret_name */
+};
 enum local_verdict local_command(const struct local_view *view, const struct command *command, uint32_t argc,
                                  const struct slice *argv, struct buf *reply, struct slice *ret_name);

@@ -16,6 +16,7 @@
 #include "lockd/core/resp.h"
 #include "lockd/core/router.h"
 
+#define uthash_fatal(text)         must_fail(__FILE__, __LINE__, (text))
 #define uthash_malloc(bytes)       alloc_get(r->config.alloc, bytes)
 #define uthash_free(memory, bytes) alloc_put(r->config.alloc, memory)
 #include <uthash.h>

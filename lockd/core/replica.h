@@ -4,8 +4,9 @@
  *                     [replica] -> transactions for the disk -> "durable" -> [replica]
  *
  * Pure: the daemon (lockd/io/node.c) and the simulator (tests/sim) drive the very same object.  Inputs are queued work;
- * replica_turn does it: it collects all that arrived, proposes one batch, applies what was chosen, and hands everything that must leave to
- * the sink.  Sink functions are called only inside replica_turn, borrow their slices, and must not call back.
+ * replica_turn does it: it collects all that arrived, proposes one batch, applies what was chosen, and hands everything
+ * that must leave to the sink.  Sink functions are called only inside replica_turn, borrow their slices, and must not
+ * call back.
  *
  * What always holds, beyond P, L, T, N of the parts:
  *   R1  Replies of one client come in the order of its commands, each exactly once, and never to another client.
@@ -26,15 +27,15 @@ struct replica_config {
     uint64_t start_ms;
     /* times */
     uint32_t heartbeat_ms, lease_ms, election_spread_ms, drift_ppm; /* P12: 50, 300, 100, 500 */
-    uint32_t forward_timeout_ms; /* 10000 */
-    uint32_t reattach_ms;        /* 1000 */
+    uint32_t forward_timeout_ms;                                    /* 10000 */
+    uint32_t reattach_ms;                                           /* 1000 */
     /* limits */
-    uint32_t inflight_max;          /* 16 slots */
-    uint32_t batch_bytes_max;       /* 2 MiB: one proposal */
-    uint32_t queue_bytes_max;       /* 64 MiB: commands waiting in this node, all clients together */
-    uint32_t client_pending_max;    /* 1024 commands of one client; and 64 MiB */
-    uint32_t request_bytes_max;     /* one command; batch_bytes_max - 64 KiB at most */
-    struct ks_settings settings;    /* proposed if this node leads a cluster that has none */
+    uint32_t inflight_max;       /* 16 slots */
+    uint32_t batch_bytes_max;    /* 2 MiB: one proposal */
+    uint32_t queue_bytes_max;    /* 64 MiB: commands waiting in this node, all clients together */
+    uint32_t client_pending_max; /* 1024 commands of one client; and 64 MiB */
+    uint32_t request_bytes_max;  /* one command; batch_bytes_max - 64 KiB at most */
+    struct ks_settings settings; /* proposed if this node leads a cluster that has none */
     /* for INFO and NODE.STATUS; borrowed for ever */
     const char *version;
     const char *const *node_addresses; /* peer addresses as configured, node_count of them; may be NULL */
@@ -54,12 +55,14 @@ struct replica_sink {
     void (*save)(void *context, uint64_t batch, const struct paxos_output *out, const struct identity_record *record);
     /* One encoded frame for a peer (frame.h), to leave now on the link we dialled; dropped if there is none. */
     void (*send)(void *context, uint16_t peer, struct slice frame);
-    /* Reply bytes for a client, in order.  `leased`: it shows state read under the leader lease: before the bytes leave, the caller samples the clock
-     * and asks replica_reads_hold; if not, it closes these clients instead (after a pause the reply may be stale). */
+    /* Reply bytes for a client, in order.  `leased`: it shows state read under the leader lease: before the bytes
+     * leave, the caller samples the clock and asks replica_reads_hold; if not, it closes these clients instead (after a
+     * pause the reply may be stale). */
     void (*reply)(void *context, uint64_t client, struct slice bytes, bool leased);
     /* Close this client once its replies are out (QUIT). */
     void (*hang_up)(void *context, uint64_t client);
-    /* Chosen entries a peer asks for: read them from the store and send them as PAXOS_MSG_CHOSEN in FRAME_PAXOS (replica_chosen_frame). */
+    /* Chosen entries a peer asks for: read them from the store and send them as PAXOS_MSG_CHOSEN in FRAME_PAXOS
+     * (replica_chosen_frame). */
     void (*fetch)(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot to_slot);
     /* A state change for the log: level 'i', 'w' or 'e', and "module event key=value ..." text. */
     void (*note)(void *context, char level, const char *text);

@@ -607,7 +607,14 @@ void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64
 void route_origin_gone(struct route *r, uint16_t node, uint64_t boot) {
     struct wait *w, *next;
     HASH_ITER(hh, r->waits, w, next) {
-        if (w->origin.node == node && w->origin.boot == boot) wait_end(r, w);
+        if (w->origin.node != node || w->origin.boot != boot) continue;
+        /* It may live and only be cut off: then it hears this one day.  What a MOVE asked for goes on. */
+        ks_answer(
+            r->ks, w->origin,
+            w->handler == route_move
+                ? slice_str("-UNCERTAIN the wait ended: the node lost contact with the leader; the move goes on\r\n")
+                : slice_str("-CLUSTERDOWN the wait ended: the node lost contact with the leader\r\n"));
+        wait_end(r, w);
     }
 }
 

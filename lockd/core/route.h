@@ -48,7 +48,7 @@ void route_passed(struct ks_call *call);
  * of the command that ended it.  Called by the keyspace when the lease does not exist any more and before it emits
  * KS_LEASE_GONE. */
 void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64_t revision);
-/* The waits attached to that origin life end: -CLUSTERDOWN is not needed, nobody is there.  Waiters are dropped. */
+/* The waits attached to that origin life end: -CLUSTERDOWN, or -UNCERTAIN for a MOVE, if it lives after all. */
 void route_origin_gone(struct route *r, uint16_t node, uint64_t boot);
 /* Forget records whose memory has ended; at most `limit` per call; called once per batch. */
 void route_forget(struct route *r, uint64_t stamp_ms, uint32_t limit);

@@ -6,6 +6,7 @@
 #include "lockd/core/resp.h"
 
 #define HASH_ALLOC                 (rt->config.alloc)
+#define uthash_fatal(text)         must_fail(__FILE__, __LINE__, (text))
 #define uthash_malloc(bytes)       alloc_get(HASH_ALLOC, bytes)
 #define uthash_free(memory, bytes) alloc_put(HASH_ALLOC, memory)
 #include <uthash.h>

@@ -13,8 +13,8 @@
  * ballot takes a sequence once), or after the first entry of a higher ballot was applied here without it: then it did
  * not run. N4  After timeout_ms a command is answered: -CLUSTERDOWN if it is not out under any ballot, else -UNCERTAIN.
  * Reads change nothing, so theirs is always -CLUSTERDOWN.
- * Behind a wait that runs the time of the commands after it stands still. N5  Limits: pending_max commands and pending_bytes_max per
- * client, bytes_max for all; more is refused with -BUSY. */
+ * Behind a wait that runs the time of the commands after it stands still. N5  Limits: pending_max commands and
+ * pending_bytes_max per client, bytes_max for all; more is refused with -BUSY. */
 #pragma once
 #include "lockd/core/batch.h"
 #include "lockd/core/command.h"

@@ -313,6 +313,22 @@ START_TEST(who_went_away_is_not_answered) {
 }
 END_TEST
 
+START_TEST(who_was_only_cut_off_hears_that_the_wait_ended) {
+    three_leases();
+    SAYS(BIND("s", "1"), "[\"a\" 4 4 1 \"a\" \"b\" \"c\"]");
+    SAYS(BIND("s", "2"), "[\"a\" 4 5 0 \"a\" \"b\" \"c\"]");
+    FACTS("ROUTE.MOVE p s 4 LEASE 1 b FORCE", "asked 6; #6 queued");
+    FACTS("ROUTE.GET p s LEASE 3", "#7 queued");
+    lives_seen = 0;
+    keyspace_each_attachment(ks, count_life, NULL);
+    ck_assert_uint_eq(lives_seen, 1);
+    FACTS("%ORIGIN_GONE 0 1", "#6 -UNCERTAIN the wait ended: the node lost contact with the leader; the move goes on; "
+                              "#7 -CLUSTERDOWN the wait ended: the node lost contact with the leader; #8 OK");
+    FACTS("%ROUTE_ACK 2 6", "done 6; #9 OK"); /* and it does */
+    SAYS("ROUTE.GET p s LEASE 3", "[\"b\" 9 10 0 \"a\" \"b\" \"c\"]");
+}
+END_TEST
+
 START_TEST(more_than_half_of_the_joined_must_suspect) {
     three_leases();
     SAYS(BIND("s", "1"), "[\"a\" 4 4 1 \"a\" \"b\" \"c\"]");
@@ -947,6 +963,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, what_was_taken_is_named_until_acknowledged);
     tcase_add_test(tc, a_touch_may_wait_for_one_session_after_another);
     tcase_add_test(tc, who_went_away_is_not_answered);
+    tcase_add_test(tc, who_was_only_cut_off_hears_that_the_wait_ended);
     tcase_add_test(tc, more_than_half_of_the_joined_must_suspect);
     tcase_add_test(tc, a_refused_move_keeps_the_hold);
     tcase_add_test(tc, an_unheld_binding_is_forgotten_in_time);
