@@ -146,6 +146,24 @@ START_TEST(command_inherits_what_it_should) {
 }
 END_TEST
 
+/* No shell: those clear the mask themselves. */
+START_TEST(command_starts_with_a_clean_mask) {
+    char to[80];
+    snprintf(to, sizeof to, "of=%s", path);
+    char *argv[] = {"dd", "if=/proc/self/status", "status=none", to, NULL};
+    const struct guard_config config = {.argv = argv, .lock = "", .server = "", .grace_ms = 1, .margin_ms = 1};
+    sigset_t mask;
+    sigfillset(&mask);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    ck_assert_int_eq(guard_start(&guard, &config), 0);
+    sigprocmask(SIG_UNBLOCK, &mask, NULL);
+    guard_run(&guard, 1, clock_now_ms() + FAR_MS);
+    until_started();
+    until_ended();
+    ck_assert_ptr_nonnull(strstr(until_written(100), "SigBlk:\t0000000000000000"));
+}
+END_TEST
+
 /* ---- G1 ---- */
 
 START_TEST(deadline_ends_it) {
@@ -165,7 +183,7 @@ START_TEST(deadline_ends_it) {
 END_TEST
 
 START_TEST(later_deadlines_count) {
-    start("echo on > $OUT; exec sleep 1000");
+    start("echo on > $OUT; exec sleep 60");
     const uint64_t first_ms = clock_now_ms() + 800, last_ms = first_ms + 700;
     guard_run(&guard, 1, first_ms);
     guard_extend(&guard, last_ms);
@@ -259,7 +277,7 @@ END_TEST
 /* ---- G4, G5 ---- */
 
 START_TEST(what_it_leaves_in_its_group_is_ended) {
-    start("sleep 1000 & echo $! > $OUT; exit 3");
+    start("sleep 60 & echo $! > $OUT; exit 3");
     guard_run(&guard, 1, clock_now_ms() + FAR_MS);
     const pid_t group = until_started();
     until_ended();
@@ -271,7 +289,7 @@ START_TEST(what_it_leaves_in_its_group_is_ended) {
 END_TEST
 
 START_TEST(daemon_of_a_clean_exit_lives_on) {
-    start("setsid sh -c 'echo $$ > $OUT; exec sleep 1000' & while ! [ -s $OUT ]; do sleep 0.01; done");
+    start("setsid sh -c 'echo $$ > $OUT; exec sleep 60' & while ! [ -s $OUT ]; do sleep 0.01; done");
     guard_run(&guard, 1, clock_now_ms() + FAR_MS);
     until_started();
     until_ended();
@@ -283,7 +301,7 @@ START_TEST(daemon_of_a_clean_exit_lives_on) {
 END_TEST
 
 START_TEST(daemon_of_a_lost_lock_does_not) {
-    start("setsid sh -c 'echo $$ > $OUT; exec sleep 1000' & sleep 1000");
+    start("setsid sh -c 'echo $$ > $OUT; exec sleep 60' & sleep 60");
     guard_run(&guard, 1, clock_now_ms() + 1000);
     until_started();
     const pid_t daemon = atoi(until_written(1));
@@ -294,7 +312,7 @@ START_TEST(daemon_of_a_lost_lock_does_not) {
 END_TEST
 
 START_TEST(guard_killed_is_noticed) {
-    start("echo on > $OUT; exec sleep 1000");
+    start("echo on > $OUT; exec sleep 60");
     guard_run(&guard, 1, clock_now_ms() + FAR_MS);
     const pid_t group = until_started();
     until_written(3);
@@ -315,6 +333,7 @@ int main(void) {
     tcase_add_loop_test(tc, command_that_cannot_run, 0, sizeof missing_rows / sizeof missing_rows[0]);
     tcase_add_test(tc, command_is_told);
     tcase_add_test(tc, command_inherits_what_it_should);
+    tcase_add_test(tc, command_starts_with_a_clean_mask);
     tcase_add_test(tc, deadline_ends_it);
     tcase_add_test(tc, later_deadlines_count);
     tcase_add_test(tc, too_late_to_start);
