@@ -78,6 +78,14 @@ static int compare_value(const void *a, const void *b) {
     const struct seen *x = a, *y = b;
     return x->value < y->value ? -1 : x->value > y->value;
 }
+/* The version of the last earlier command of that connection on this key. */
+static uint64_t program_floor(const struct history *h, const struct op *op, const uint64_t *resolved) {
+    for (uint32_t at = op->after; at != 0; at = h->ops[at - 1].after) {
+        if (h->ops[at - 1].key == op->key && resolved[at - 1] != 0) /* of the other kind: never resolved here */
+            return resolved[at - 1];
+    }
+    return 0;
+}
 /* Position of the first with at least that version. */
 static uint32_t seen_at(const struct seen *s, uint32_t count, uint64_t version) {
     uint32_t low = 0, high = count;
@@ -94,8 +102,9 @@ static uint32_t seen_at(const struct seen *s, uint32_t count, uint64_t version) 
 static void check_register(struct world *w, const struct history *h, uint16_t key) {
     struct seen *by_version = malloc((h->count + 1) * sizeof *by_version),
                 *by_value = malloc((h->count + 1) * sizeof *by_value);
-    uint64_t *floor_asked = calloc(h->count + 1, sizeof *floor_asked);
-    must(by_version != NULL && by_value != NULL && floor_asked != NULL);
+    uint64_t *floor_asked = calloc(h->count + 1, sizeof *floor_asked),
+             *resolved = calloc(h->count + 1, sizeof *resolved);
+    must(resolved != NULL && by_version != NULL && by_value != NULL && floor_asked != NULL);
     uint32_t count = 0;
     for (uint32_t i = 0; i < h->count; i++) {
         const struct op *op = &h->ops[i];
@@ -131,7 +140,8 @@ static void check_register(struct world *w, const struct history *h, uint16_t ke
             continue;
         }
         uint64_t version = op->version;
-        const uint64_t before = floor_asked[moments[i].op];
+        const uint64_t program = program_floor(h, op, resolved);
+        const uint64_t before = program > floor_asked[moments[i].op] ? program : floor_asked[moments[i].op];
         if (op->kind == OP_SET) {
             const struct seen key_of = {.value = op->value};
             const struct seen *found = bsearch(&key_of, by_value, distinct, sizeof *by_value, compare_value);
@@ -148,6 +158,7 @@ static void check_register(struct world *w, const struct history *h, uint16_t ke
                            u(op->version), u(by_version[at - 1].version));
         }
         if (version > floor) floor = version;
+        resolved[moments[i].op] = version;
     }
     /* H2, H4: what was read was asked for before, and not refused */
     for (uint32_t i = 0; i < h->count; i++) {
@@ -163,6 +174,7 @@ static void check_register(struct world *w, const struct history *h, uint16_t ke
     free(by_version);
     free(by_value);
     free(floor_asked);
+    free(resolved);
 }
 
 /* H2: a read does not end before the write of its value was asked for. */
@@ -197,8 +209,9 @@ static int compare_numbers(const void *a, const void *b) {
 static void check_counter(struct world *w, const struct history *h, uint16_t key) {
     uint32_t moment_count;
     struct moment *moments = moments_of(h, key, true, &moment_count);
-    uint64_t *floor_asked = calloc(h->count + 1, sizeof *floor_asked), *numbers = calloc(h->count + 1, sizeof *numbers);
-    must(floor_asked != NULL && numbers != NULL);
+    uint64_t *floor_asked = calloc(h->count + 1, sizeof *floor_asked), *numbers = calloc(h->count + 1, sizeof *numbers),
+             *resolved = calloc(h->count + 1, sizeof *resolved);
+    must(floor_asked != NULL && numbers != NULL && resolved != NULL);
     uint64_t floor = 0, asked = 0;
     uint32_t done = 0;
     for (uint32_t i = 0; i < moment_count; i++) {
@@ -208,7 +221,9 @@ static void check_counter(struct world *w, const struct history *h, uint16_t key
             if (op->kind == OP_INCR && op->outcome != OUTCOME_REFUSED) asked++;
             continue;
         }
-        const uint64_t before = floor_asked[moments[i].op];
+        const uint64_t program = program_floor(h, op, resolved);
+        const uint64_t before = program > floor_asked[moments[i].op] ? program : floor_asked[moments[i].op];
+        resolved[moments[i].op] = op->version;
         if (op->kind == OP_INCR) numbers[done++] = op->version;
         if (op->version < before || (op->kind == OP_INCR && op->version == before))
             world_fail(w, "H5: c%u shows %llu to somebody who asked after %llu was shown", key, u(op->version),
@@ -226,6 +241,7 @@ static void check_counter(struct world *w, const struct history *h, uint16_t key
     free(moments);
     free(floor_asked);
     free(numbers);
+    free(resolved);
 }
 
 void history_check(struct world *w, struct history *h) {

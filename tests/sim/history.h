@@ -7,7 +7,8 @@
  *   H3  a compare-and-set followed directly upon the version it named
  *   H4  what was refused as "did not run" is never seen (E)
  *   H5  counters: every INCR gets its own number, in the order of time; reads lie between
- *   H6  a lock has one holder at a time, by the holders' own clocks; tokens grow with every grant (F) */
+ *   H6  the commands of one connection take effect in their order, and are answered in it
+ *   H7  a lock has one holder at a time, by the holders' own clocks; tokens grow with every grant (F) */
 #pragma once
 #include "tests/sim/world.h"
 
@@ -24,6 +25,7 @@ struct op {
     uint16_t key;
     enum op_outcome outcome;
     uint64_t asked_us, told_us;
+    uint32_t after;    /* 1 + the number of the command before it on the same connection; 0: none */
     uint64_t value;    /* written (SET, CAS) or read (GETV, failed CAS); 0 none */
     uint64_t expected; /* CAS: the version named */
     bool swapped;      /* CAS */

@@ -12,7 +12,13 @@
 #include "tests/sim/history.h"
 #include "tests/sim/object.h"
 
-enum { PLAIN = 8, SESSIONS = 4, CLIENTS = PLAIN + 2 * SESSIONS + SIM_NODES_MAX, ENTRIES_MAX = 1 << 12 };
+enum {
+    PIPELINE_MAX = 4,
+    PLAIN = 8,
+    SESSIONS = 4,
+    CLIENTS = PLAIN + 2 * SESSIONS + SIM_NODES_MAX,
+    ENTRIES_MAX = 1 << 12
+};
 enum { FIRST_MAIN = PLAIN, FIRST_KEEPER = PLAIN + SESSIONS, FIRST_SETTLER = PLAIN + 2 * SESSIONS };
 
 enum purpose {
@@ -30,7 +36,9 @@ struct client {
     uint16_t node;
     enum purpose purpose; /* NONE: idle */
     uint64_t asked_us, wait_ms;
-    uint32_t op;
+    uint32_t ops[PIPELINE_MAX], op_count; /* PURPOSE_OP: commands on their way, oldest first */
+    uint32_t last_op;                     /* 1 + the newest on this connection; 0 none */
+    uint32_t session;                     /* PURPOSE_KEEP */
     struct {
         uint64_t version, value;
     } seen[HISTORY_KEYS];
@@ -196,7 +204,7 @@ static void reconnect(struct world *w, uint32_t index) {
     struct client *c = &s->clients[index];
     c->id = ++s->next_client;
     c->purpose = PURPOSE_NONE;
-    c->reply_bytes = 0;
+    c->reply_bytes = c->op_count = c->last_op = 0;
     if (index >= FIRST_SETTLER) return;
     const uint16_t first = (uint16_t)world_below(w, w->node_count);
     for (uint16_t i = 0; i < w->node_count; i++) {
@@ -230,15 +238,22 @@ static void command(struct world *w, struct client *c, enum purpose purpose, con
     c->purpose = purpose;
     c->asked_us = w->now_us;
     c->wait_ms = 0;
-    c->reply_bytes = 0;
     world_trace(w, "client %llu at n%u: %s", u(c->id), c->node, line);
     replica_command(state_of(w)->processes[c->node].replica, world_local_ms(w, c->node), w->now_us, c->id, argc, argv);
 }
 
+static void ask_op(struct world *w, struct client *c, struct op op, const char *line) {
+    op.asked_us = w->now_us;
+    op.after = c->last_op;
+    const uint32_t number = history_ask(state_of(w)->history, op);
+    c->ops[c->op_count++] = number;
+    c->last_op = number + 1;
+    command(w, c, PURPOSE_OP, line);
+}
 static void plain_acts(struct world *w, struct client *c) {
     struct state *s = state_of(w);
     char line[128];
-    struct op op = {.key = (uint16_t)world_below(w, HISTORY_KEYS), .asked_us = w->now_us};
+    struct op op = {.key = (uint16_t)world_below(w, HISTORY_KEYS)};
     switch (world_below(w, 10)) {
     case 0:
     case 1:
@@ -269,8 +284,7 @@ static void plain_acts(struct world *w, struct client *c) {
         snprintf(line, sizeof line, "GET c%u", op.key);
         break;
     }
-    c->op = history_ask(s->history, op);
-    command(w, c, PURPOSE_OP, line);
+    ask_op(w, c, op, line);
 }
 
 /* ---- sessions ---- */
@@ -336,7 +350,7 @@ static void keeper_acts(struct world *w, struct client *c, const struct session 
     char line[64];
     if (se->lease == 0 || world_chance(w, 300000)) return;
     snprintf(line, sizeof line, "LEASE.KEEPALIVE %llu", u(se->lease));
-    c->op = (uint32_t)(se - state_of(w)->sessions);
+    c->session = (uint32_t)(se - state_of(w)->sessions);
     c->seen[0].value = se->lease;
     c->seen[0].version = session_us(w, se);
     command(w, c, PURPOSE_KEEP, line);
@@ -347,7 +361,9 @@ static void client_acts(struct world *w, uint32_t index) {
     struct state *s = state_of(w);
     struct client *c = &s->clients[index];
     if (!w->nodes[c->node].up) return;
-    if (c->purpose != PURPOSE_NONE) {
+    const bool pipelines =
+        c->purpose == PURPOSE_OP && c->op_count < PIPELINE_MAX && !s->quiet && world_chance(w, 300000);
+    if (c->purpose != PURPOSE_NONE && !pipelines) {
         if (index < FIRST_SETTLER && !s->quiet && world_chance(w, 3000)) { /* loses patience */
             replica_client_gone(s->processes[c->node].replica, world_local_ms(w, c->node), c->id);
             reconnect(w, index);
@@ -410,7 +426,9 @@ static bool is_error(const struct reply *r, const char *word) {
 }
 
 static void told_op(struct world *w, struct client *c, const struct reply *r) {
-    struct op *op = history_op(state_of(w)->history, c->op);
+    struct op *op = history_op(state_of(w)->history, c->ops[0]);
+    memmove(c->ops, c->ops + 1, --c->op_count * sizeof c->ops[0]);
+    if (c->op_count > 0) c->purpose = PURPOSE_OP;
     op->told_us = w->now_us;
     if (r->kind == '-') {
         static const char *const refusals[] = {"CLUSTERDOWN", "LOADING", "BUSY", "DISKFULL", "READONLY"};
@@ -469,11 +487,11 @@ static void told_grant(struct world *w, struct client *c, struct session *se, ui
     for (uint32_t i = 0; i < s->grant_count; i++) {
         if (s->grants[i].token != token) continue;
         known = true;
-        if (s->grants[i].lease != se->asked_lease) world_fail(w, "H6: token %llu was given to two leases", u(token));
+        if (s->grants[i].lease != se->asked_lease) world_fail(w, "H7: token %llu was given to two leases", u(token));
     }
     if (!known) {
         if (token <= se->floor_asked)
-            world_fail(w, "H6: l%u gives token %llu after %llu was told", se->lock, u(token), u(se->floor_asked));
+            world_fail(w, "H7: l%u gives token %llu after %llu was told", se->lock, u(token), u(se->floor_asked));
         if (s->grant_count < 4096) {
             s->grants[s->grant_count].token = token;
             s->grants[s->grant_count++].lease = se->asked_lease;
@@ -484,7 +502,7 @@ static void told_grant(struct world *w, struct client *c, struct session *se, ui
     for (uint32_t i = 0; i < SESSIONS; i++) {
         const struct session *other = &s->sessions[i];
         if (i != index && other->lock == se->lock && believes(w, other))
-            world_fail(w, "H6: l%u has two holders, tokens %llu and %llu", se->lock, u(other->token), u(token));
+            world_fail(w, "H7: l%u has two holders, tokens %llu and %llu", se->lock, u(other->token), u(token));
     }
     se->holds = true;
     se->token = token;
@@ -508,7 +526,7 @@ static void told(struct world *w, uint32_t index, const struct reply *r) {
         lease_lasts(se, se->floor_asked, se->ttl_ms);
         break;
     case PURPOSE_KEEP: {
-        struct session *kept = &s->sessions[c->op];
+        struct session *kept = &s->sessions[c->session];
         if (r->kind != '*' || r->number != 1) break;
         if (r->numbers[0] < 0)
             lease_gone(w, kept, c->seen[0].value, "LEASE.KEEPALIVE");
@@ -519,11 +537,11 @@ static void told(struct world *w, uint32_t index, const struct reply *r) {
     case PURPOSE_ACQUIRE: told_grant(w, c, se, index - FIRST_MAIN, r); break;
     case PURPOSE_RELEASE:
         if (r->kind == ':' && r->number == 0 && se->lease == se->asked_lease && alive(w, se))
-            world_fail(w, "H6: l%u was held by lease %llu, its release finds nothing", se->lock, u(se->lease));
+            world_fail(w, "H7: l%u was held by lease %llu, its release finds nothing", se->lock, u(se->lease));
         break;
     case PURPOSE_CHECK:
         if (is_error(r, "FENCED") && se->lease == se->asked_lease && believes(w, se))
-            world_fail(w, "H6: l%u is held with token %llu, LOCK.CHECK denies it", se->lock, u(se->token));
+            world_fail(w, "H7: l%u is held with token %llu, LOCK.CHECK denies it", se->lock, u(se->token));
         break;
     case PURPOSE_SETTLE: s->settle_done[c->node] = r->kind == '+'; break;
     }
@@ -544,13 +562,14 @@ static void sink_reply(void *context, uint64_t client, struct slice bytes, bool 
         }
         memcpy(c->reply + c->reply_bytes, bytes.data, bytes.bytes);
         c->reply_bytes += bytes.bytes;
-        const char *at = c->reply;
-        struct reply r = {0};
-        if (!parse_one(&at, c->reply + c->reply_bytes, &r)) return;
-        if (at != c->reply + c->reply_bytes) world_fail(w, "client %llu is told more than one answer", u(client));
-        c->reply_bytes = 0;
-        told(w, i, &r);
-        return;
+        for (;;) {
+            const char *at = c->reply;
+            struct reply r = {0};
+            if (c->reply_bytes == 0 || !parse_one(&at, c->reply + c->reply_bytes, &r)) return;
+            told(w, i, &r);
+            c->reply_bytes -= (size_t)(at - c->reply);
+            memmove(c->reply, at, c->reply_bytes);
+        }
     }
     world_fail(w, "n%u answers client %llu, which is not there", pr->node, u(client));
 }
@@ -670,12 +689,11 @@ static bool somebody_waits(const struct world *w) {
 static void ask_and_wait(struct world *w, uint32_t index, struct op op, const char *line) {
     struct state *s = state_of(w);
     struct client *c = &s->clients[index];
-    op.asked_us = w->now_us;
-    c->op = history_ask(s->history, op);
-    command(w, c, PURPOSE_OP, line);
+    ask_op(w, c, op, line);
+    const uint32_t number = c->last_op - 1;
     world_client_input(w, c->node, index); /* a turn */
     for (int i = 0; i < 500 && c->purpose != PURPOSE_NONE && !w->failed; i++) world_run_until(w, w->now_us + 10000);
-    if (!w->failed && history_op(s->history, c->op)->outcome != OUTCOME_DONE)
+    if (!w->failed && history_op(s->history, number)->outcome != OUTCOME_DONE)
         world_fail(w, "n%u does not answer %s", c->node, line);
 }
 static void end(struct world *w) {
@@ -697,6 +715,7 @@ static void end(struct world *w) {
         }
         s->clients[0].node = node;
         s->clients[0].id = ++s->next_client;
+        s->clients[0].last_op = 0;
         for (uint16_t key = 0; key < HISTORY_KEYS && !w->failed; key++) {
             snprintf(line, sizeof line, "GETV r%u", key);
             ask_and_wait(w, 0, (struct op){.kind = OP_GETV, .key = key}, line);
