@@ -50,7 +50,9 @@ def cluster(tmp_path):
         folder.mkdir()
         made.append(clusters.Cluster(folder, count, **keys))
         return made[-1].start() if start else made[-1]
-    return make
+    yield make
+    for each in made:
+        each.close()
 
 
 @pytest.fixture

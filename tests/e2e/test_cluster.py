@@ -131,6 +131,71 @@ def test_a_stopped_leader_never_shows_an_old_value(three):
             assert reply == f'new {turn}' or isinstance(reply, ReplyError), reply
 
 
+def test_a_leader_that_is_cut_off_never_shows_an_old_value(cluster):
+    """It hears nothing of its successor: only its own lease tells it that it may not answer any more."""
+    three = cluster(3, relayed=True)
+    for turn in range(3):
+        leader = three.wait_leader()
+        others = [n for n in three.nodes if n is not leader]
+        with leader.client(30) as old:
+            assert old('SET', 'x', f'old {turn}') == 'OK'
+            three.cut_off(leader)
+
+            def written():
+                for node in others:
+                    with node.client(15) as client:
+                        if client.ask('SET', 'x', f'new {turn}') == 'OK':
+                            return True
+                return False
+            timing.wait_for('the others to go on without it', written)
+            old.send('GET', 'x')
+            if old.silent(1.0):
+                three.heal()  # it waits for somebody who knows: right as well
+            reply = old.receive()
+            assert reply == f'new {turn}' or isinstance(reply, ReplyError), reply
+            three.heal()
+        timing.wait_for('it to catch up', lambda: three.call('GET', 'x') == f'new {turn}' and (
+            leader.status()['revision'] == three.wait_leader().status()['revision']))
+
+
+def test_a_follower_that_hears_nothing_deposes_nobody(cluster):
+    """One direction is dead: the follower can speak but hears no leader.  It may not raise the ballot of the others."""
+    three = cluster(3, relayed=True)
+    leader = three.wait_leader()
+    ballot = leader.status()['ballot']
+    deaf = three.followers()[0]
+    three.cut(None, deaf)
+    with leader.client() as client:
+        for number in range(300):
+            assert client('SET', 'x', number) == 'OK'
+            timing.pause(0.01, 'three seconds are ten times the lease of a leader')
+    assert three.leader() is leader and leader.status()['ballot'] == ballot
+    three.heal()
+    timing.wait_for('it to catch up', lambda: deaf.status()['revision'] == leader.status()['revision'])
+    assert three.leader() is leader and leader.status()['ballot'] == ballot, 'also when it is heard again'
+
+
+def test_a_leader_that_hears_nothing_is_replaced(cluster):
+    """Its heartbeats still arrive, no acknowledgement does: it steps down, and the others choose one that works."""
+    three = cluster(3, relayed=True)
+    leader = three.wait_leader()
+    three.cut(None, leader)
+    others = [n for n in three.nodes if n is not leader]
+    begin = timing.boot_ms()
+
+    def written():
+        for node in others:
+            with node.client(15) as client:
+                if client.ask('SET', 'x', 'new') == 'OK':
+                    return True
+        return False
+    timing.wait_for('a write without it', written)
+    assert timing.boot_ms() - begin < 5000 * timing.SLOW
+    assert any((n.status() or {}).get('role') == 'leader' for n in others)
+    three.heal()
+    assert three.call('GET', 'x') == 'new'
+
+
 def test_a_stopped_follower_changes_nothing(three):
     leader = three.wait_leader()
     ballot = leader.status()['ballot']

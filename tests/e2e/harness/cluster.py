@@ -5,6 +5,7 @@ import socket
 
 from . import ports, timing
 from .process import Process, binary
+from .relay import Relay
 from .resp import Client, ReplyError, pairs
 
 
@@ -21,7 +22,7 @@ class Node:
         self.starts = 0
 
     def write_config(self, **keys):
-        peers = ', '.join(f'"{n.peer_address}"' for n in self.cluster.nodes)
+        peers = ', '.join(f'"{self.cluster.way(self, n)}"' for n in self.cluster.nodes)
         lines = [f'listen = "{self.address}"', f'data-dir = "{self.data}"']
         if len(self.cluster.nodes) > 1:
             lines += [f'node = {self.number}', f'nodes = {{{peers}}}']
@@ -77,14 +78,42 @@ class Node:
 
 
 class Cluster:
-    """cluster = Cluster(folder, 3, key_name=value ...); keys are lockd's, with underscores."""
+    """cluster = Cluster(folder, 3, key_name=value ...); keys are lockd's, with underscores.
 
-    def __init__(self, folder, count=3, **keys):
+    relayed: the nodes speak through a relay for each direction, so that a test can cut(from, to).
+    """
+
+    def __init__(self, folder, count=3, relayed=False, **keys):
         self.folder, self.keys = folder, keys
+        self.relays = {}
         self.nodes = []
         self.nodes = [Node(self, number + 1) for number in range(count)]
+        if relayed:
+            self.relays = {(a, b): Relay(b.peer_address) for a in self.nodes for b in self.nodes if a is not b}
         for node in self.nodes:
             node.write_config()
+
+    def way(self, source, target):
+        """The address by which one node reaches another; a node sends only on the links that it dialled."""
+        return self.relays[source, target].address if (source, target) in self.relays else target.peer_address
+
+    def cut(self, source, target):
+        """Nothing that `source` says reaches `target`; None stands for every other node."""
+        for (a, b), relay in self.relays.items():
+            if source in (a, None) and target in (b, None):
+                relay.cut()
+
+    def cut_off(self, node):
+        self.cut(node, None)
+        self.cut(None, node)
+
+    def heal(self):
+        for relay in self.relays.values():
+            relay.heal()
+
+    def close(self):
+        for relay in self.relays.values():
+            relay.close()
 
     def start(self):
         for node in self.nodes:
