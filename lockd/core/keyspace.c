@@ -337,12 +337,17 @@ bool ks_room(struct ks_call *call, bool new_key, size_t more) {
         resp_error(call->reply, "BUSY keys-max: there are %llu keys", (unsigned long long)ks->name_count);
         return false;
     }
-    if (ks->memory_bytes + more > ks->settings.memory_max) {
+    if (more > 0 && ks->memory_bytes + more > ks->settings.memory_max) {
         resp_error(call->reply, "BUSY memory-max: keys and values take %llu bytes",
                    (unsigned long long)ks->memory_bytes);
         return false;
     }
     return true;
+}
+
+bool ks_room_to_write(struct ks_call *call, const struct ks_name *name, struct slice key, size_t value_bytes) {
+    if (name == NULL) return ks_room(call, true, key.bytes + value_bytes);
+    return ks_room(call, false, value_bytes > name->value_bytes ? value_bytes - name->value_bytes : 0);
 }
 
 bool ks_arg_u64(struct ks_call *call, uint32_t index, const char *what, uint64_t low, uint64_t high,

@@ -174,7 +174,7 @@ static void acquire(struct ks_call *call, const struct acquire *a) {
         return;
     }
     if (name == NULL) {
-        if (!ks_room(call, true, key.bytes + a->value.bytes)) return;
+        if (!ks_room_to_write(call, NULL, key, a->value.bytes)) return;
         name = ks_make(ks, key, KS_LOCK);
         ks_write(ks, name, a->value, call->revision);
         ks_attach(ks, name, lease);

@@ -51,7 +51,7 @@ void ks_cmd_cas(struct ks_call *call) {
         }
         return;
     }
-    if (!ks_room(call, name == NULL, value.bytes + (name ? 0 : key.bytes))) return;
+    if (!ks_room_to_write(call, name, key, value.bytes)) return;
     if (name == NULL) name = ks_make(ks, key, KS_STRING);
     ks_write(ks, name, value, call->revision);
     ks_attach(ks, name, lease_id ? ks_lease_find(ks, lease_id) : NULL);
@@ -75,7 +75,7 @@ void ks_cmd_wor_set(struct ks_call *call) {
     }
     const bool first = name == NULL;
     if (first) {
-        if (!ks_room(call, true, key.bytes + value.bytes)) return;
+        if (!ks_room_to_write(call, NULL, key, value.bytes)) return;
         name = ks_make(ks, key, KS_REGISTER);
         ks_write(ks, name, value, call->revision);
     }

@@ -185,8 +185,10 @@ struct ks_lease *ks_lease_find(const struct keyspace *ks, uint64_t id);
 void ks_leases_free(struct keyspace *ks);
 
 /* ---- checks shared by handlers (keyspace.c): each appends the error and returns false ---- */
-/* May a name of key_bytes come (new_key_bytes > 0) and memory grow by `more` bytes? */
+/* May memory grow by `more` bytes, and, with new_key, a name be added? */
 bool ks_room(struct ks_call *call, bool new_key, size_t more);
+/* The same for writing value_bytes to a name that there is, or under a new key (name NULL). */
+bool ks_room_to_write(struct ks_call *call, const struct ks_name *name, struct slice key, size_t value_bytes);
 /* A value within value-bytes-max. */
 bool ks_check_value(struct ks_call *call, struct slice value);
 /* A string may be written there: not a register (-WRITEONCE), not a lock (-WRONGTYPE).  NULL is fine. */

@@ -131,7 +131,7 @@ static void set(struct ks_call *call, const struct set_options *o, int64_t deadl
     }
     if (!ks_check_string(call, name)) return;
     const bool refused = name != NULL ? (o->flags & SET_NX) != 0 : (o->flags & SET_XX) != 0;
-    if (!refused && !ks_room(call, name == NULL, value.bytes + (name ? 0 : key.bytes))) return;
+    if (!refused && !ks_room_to_write(call, name, key, value.bytes)) return;
     if (o->flags & SET_GET) {
         if (name != NULL)
             resp_bulk(call->reply, ks_value(name));
@@ -279,11 +279,11 @@ void ks_cmd_incr(struct ks_call *call) {
         resp_error(call->reply, "ERR increment or decrement would overflow");
         return;
     }
-    if (!ks_room(call, name == NULL, (name ? 0 : key.bytes) + 20)) return;
-    if (name == NULL) name = ks_make(ks, key, KS_STRING);
     struct buf *text = &ks->answer;
     buf_clear(text);
     buf_printf(text, "%lld", (long long)(value + 1));
+    if (!ks_room_to_write(call, name, key, text->bytes)) return;
+    if (name == NULL) name = ks_make(ks, key, KS_STRING);
     ks_write(ks, name, buf_slice(text), call->revision);
     resp_integer(call->reply, value + 1);
 }

@@ -543,6 +543,9 @@ END_TEST
 START_TEST(deep_replies_end_in_an_error) {
     const char *said = eval_of("EVAL", "local t={} t[1]=t return t", "0");
     ck_assert_ptr_nonnull(strstr(said, "[[-ERR reached lua stack limit]]"));
+    size_t depth = 0;
+    while (said[depth] == '[') depth++;
+    ck_assert_uint_eq(depth, SCRIPT_REPLY_DEPTH_MAX + 1);
 }
 END_TEST
 
@@ -559,6 +562,7 @@ static const char *const damaged[] = {
     "%SCRIPT r '' 18446744073709551615 0",
     "%SCRIPT r '' 6148914691236517206 0",
     "%SCRIPT r '' 0 4294967295",
+    "%SCRIPT r '' 6148914691236517206 0 0 0",
 };
 START_TEST(damaged_effects_do_nothing) {
     SAYS(damaged[_i], "-ERR damaged effects of a script; it did not run");
