@@ -1,5 +1,6 @@
 /* main.c - runs seeds.  Each: faults for some seconds, then none; the cluster must settle new work in bounded time;
- * then a calm stretch with one node half cut off, which must not move the leader (P7); then nothing may be lost.
+ * then a calm stretch with one node half cut off, which must not move the leader (P7), and a star around one node,
+ * which must lead; then nothing may be lost.
  *
  *   sim --seeds 1..300 [--object paxos|replica] [--nodes N]     exit 0: no failure
  *   sim --seed 42                                               the same run as a readable trace */
@@ -33,7 +34,13 @@ struct result {
     uint64_t virtual_us, events, hash, settle_ms, acknowledged, slots, rivals;
 };
 
-/* A working leader stays, whatever one half-deaf or half-dumb node does. */
+static void cut_all(struct world *w, bool cut) {
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        for (uint16_t j = 0; j < w->node_count; j++) world_cut(w, i, j, cut);
+    }
+}
+
+/* A working leader stays, whatever one node does that is deaf, dumb or cut off from the leader alone. */
 static void calm_stretch(struct world *w) {
     const int leader = w->object->leader(w);
     if (leader < 0) {
@@ -47,14 +54,13 @@ static void calm_stretch(struct world *w) {
         for (uint16_t i = 0; i < n; i++) {
             if (w->nodes[i].wiped) odd = i; /* of the others perhaps none can be spared */
         }
-        const bool deaf = world_chance(w, 500000);
-        world_trace(w, "n%u is %s", odd, deaf ? "deaf" : "dumb");
+        static const char *const words[] = {"is deaf", "is dumb", "and the leader do not reach each other"};
+        const uint64_t way = world_below(w, 3);
+        world_trace(w, "n%u %s", odd, words[way]);
         for (uint16_t i = 0; i < n; i++) {
-            if (i == odd) continue;
-            if (deaf)
-                world_cut(w, i, odd, true);
-            else
-                world_cut(w, odd, i, true);
+            if (i == odd || (way == 2 && i != leader)) continue;
+            if (way != 1) world_cut(w, i, odd, true);
+            if (way != 0) world_cut(w, odd, i, true);
         }
     }
     for (int stage = 0; stage < 2; stage++) {
@@ -63,11 +69,9 @@ static void calm_stretch(struct world *w) {
             world_run_until(w, w->now_us + 20000);
             if (w->object->leader(w) != leader && !w->failed)
                 world_fail(w, "P7: n%d led, and one node %s moved that", leader,
-                           stage == 0 ? "that is cut off on one side" : "that came back");
+                           stage == 0 ? "that is half cut off" : "that came back");
         }
-        for (uint16_t i = 0; i < n; i++) {
-            for (uint16_t j = 0; j < n; j++) world_cut(w, i, j, false);
-        }
+        cut_all(w, false);
     }
 }
 
@@ -83,6 +87,28 @@ static uint64_t settle(struct world *w) {
     return SETTLE_MS_MAX;
 }
 
+/* Everybody reaches the hub and nobody else: only the hub can lead (from four nodes on), and it must soon. */
+static void star_stretch(struct world *w) {
+    const uint16_t n = w->node_count;
+    if (n < 4) return;
+    uint16_t hub = (uint16_t)world_below(w, n);
+    while (w->nodes[hub].wiped) hub = (uint16_t)((hub + 1) % n);
+    world_trace(w, "n%u is the hub", hub);
+    cut_all(w, true);
+    for (uint16_t i = 0; i < n; i++) {
+        world_cut(w, i, hub, false);
+        world_cut(w, hub, i, false);
+    }
+    (void)settle(w);
+    for (int i = 0; i < 100 && !w->failed; i++) {
+        if (w->object->leader(w) != hub)
+            world_fail(w, "n%u is the hub, n%d leads", hub, w->object->leader(w));
+        else
+            world_run_until(w, w->now_us + 20000);
+    }
+    cut_all(w, false);
+}
+
 static struct result run(const struct sim_object *object, uint64_t seed, uint16_t nodes, bool trace) {
     static struct world w;
     world_init(&w, object, seed, nodes, trace);
@@ -95,6 +121,7 @@ static struct result run(const struct sim_object *object, uint64_t seed, uint16_
     /* a commit that began on a slow disk may still take its time */
     if (!w.failed) world_run_until(&w, w.now_us + QUIET_MS * 1000);
     if (!w.failed) calm_stretch(&w);
+    if (!w.failed) star_stretch(&w);
     if (!w.failed) (void)settle(&w);
     if (!w.failed) w.object->end(&w);
     r.virtual_us = w.now_us;
