@@ -234,6 +234,25 @@ def script_stage(kind, command, log, options, total, timeout):
         total.failure(name, shlex.join(map(str, command)), log)
 
 
+def more_seeds(options, total):
+    """The simulator beyond the seeds of the quick run, and the hunt for planted bugs that shows that it bites."""
+    sim = OUT / 'gcc' / 'tests' / 'sim' / 'sim'
+    for name, command in (('sim paxos 301..10000', [sim, '--object', 'paxos', '--seeds', '301..10000']),
+                          ('sim replica 61..3000', [sim, '--object', 'replica', '--seeds', '61..3000']),
+                          ('sim mutants', [ROOT / 'tests' / 'sim' / 'mutants.sh'])):
+        if options.list or (options.k and options.k.lower() not in name):
+            if options.list:
+                print(name)
+            continue
+        begin = time.monotonic()
+        log = LOGS / f'{name.replace(" ", "-")}.log'
+        status = call(command, log, {}, 7200)
+        total.stage(name, int(status == 0), int(status != 0), time.monotonic() - begin)
+        if status != 0:
+            total.failure(name, shlex.join(map(str, command)), log)
+            show_tail(log)
+
+
 def stop(_signal, _frame):
     if Running.child is not None:
         os.killpg(Running.child.pid, signal.SIGTERM)
@@ -270,6 +289,8 @@ def main():
         for kind in MESON_KINDS:
             if kind in kinds:
                 meson_tests('gcc', kind, options, total)
+        if 'sim' in kinds and options.long:
+            more_seeds(options, total)
     if 'clang' in built and 'unit' in kinds:
         meson_tests('clang', 'unit', options, total)
     if 'sanitize' in built:
