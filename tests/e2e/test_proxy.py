@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from harness import ports, timing
-from harness.chat import AsyncUser, Chatd, User, joined, many
+from harness.chat import AsyncUser, User, joined, many
 
 FREE_LOAD = 100000  # load-bound-percent so high that placement is by hash alone
 
