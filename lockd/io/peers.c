@@ -394,7 +394,7 @@ static bool greet(struct accepted *l, const struct frame *frame) {
     }
     struct accepted *other, *next;
     DL_FOREACH_SAFE(ps->accepted, other, next)
-    if (other != l && other->peer == hello->from) drop(other);
+    if (other != l && other->peer == hello->from && other->boot == hello->boot) drop(other);
     l->peer = hello->from;
     l->boot = hello->boot;
     event_remove_timer(&l->event); /* it was for the hello */

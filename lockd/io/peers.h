@@ -8,11 +8,11 @@
  * What always holds:
  *   V1  The first frame on a dialled link is a HELLO with both names and our boot; an accepted link must begin with one
  *       that names us, within PEERS_HELLO_MS.  Before it a link may send PEERS_HELLO_BYTES, not more.
- *   V2  One accepted link per peer: a newer one replaces the older.
- *   V3  A link whose queue would exceed PEERS_QUEUE_BYTES is dropped and made again: frames are lost only with their
- *       link, and the replica is told of both ends of its life.
- *   V4  A frame that cannot be trusted ends its link.
- *   V5  What was sent and is not acknowledged within PEERS_SILENT_MS ends the link. */
+ *   V2  One accepted link per peer and boot: a newer one replaces the older.  Links of another boot stay as long as
+ * they live: whether it is an earlier life or a second process with the same number, only identity.h can tell. V3  A
+ * link whose queue would exceed PEERS_QUEUE_BYTES is dropped and made again: frames are lost only with their link, and
+ * the replica is told of both ends of its life. V4  A frame that cannot be trusted ends its link. V5  What was sent and
+ * is not acknowledged within PEERS_SILENT_MS ends the link. */
 #pragma once
 #include <event2/event.h>
 #include "common/io/net.h"

@@ -119,6 +119,24 @@ static void say(struct world *w, uint16_t to, uint64_t seq, size_t bytes) {
     buf_release(&b);
 }
 
+static int dial(void) {
+    int fd;
+    ck_assert_int_eq(net_connect(&addresses[0].sockaddr.sa, addresses[0].sockaddr_bytes, &fd), 0);
+    struct pollfd wait = {.fd = fd, .events = POLLOUT};
+    ck_assert_int_eq(poll(&wait, 1, WAIT_MS), 1);
+    return fd;
+}
+static bool closed(int fd) {
+    char byte;
+    const ssize_t got = recv(fd, &byte, 1, MSG_DONTWAIT);
+    ck_assert_int_le(got, 0); /* nobody talks on a link it accepted */
+    return got == 0 || (errno != EAGAIN && errno != EINTR);
+}
+
+static void hello_bytes(struct buf *b, uint16_t from, uint16_t to) {
+    const struct frame hello = {.kind = FRAME_HELLO, .hello = {.from = from, .to = to, .boot = 5}};
+    frame_encode(&hello, b);
+}
 START_TEST(frames_arrive_in_order_from_the_right_boot) {
     struct world *a = &worlds[0], *b = &worlds[1];
     close(listeners[2]);
@@ -154,17 +172,45 @@ START_TEST(a_peer_that_comes_back_is_found_again) {
 }
 END_TEST
 
-/* Two live processes claim to be node 2: only the newer link is heard. */
-START_TEST(a_newer_link_replaces_the_older) {
+/* Two live processes claim to be node 2: neither cuts the other off, and what they say stays apart. */
+START_TEST(two_that_claim_one_number_are_kept_apart) {
     struct world *a = &worlds[0], *b = &worlds[1], *other = &worlds[NODES];
+    close(listeners[2]);
     start(a, 0, 100, listeners[0]);
     start(b, 1, 101, listeners[1]);
     RUN_UNTIL(b->ups[0] == 1);
     say(b, 0, 1, 0);
     RUN_UNTIL(a->frames[1] == 1);
     start(other, 1, 201, listen_at("127.0.0.1:0"));
-    RUN_UNTIL(other->ups[0] == 1 && b->losts[0] >= 1);
+    RUN_UNTIL(other->ups[0] == 1);
+    say(other, 0, 2, 0);
+    RUN_UNTIL(a->frames[1] == 2);
+    ck_assert_uint_eq(a->boots[1], 201);
+    say(b, 0, 3, 0);
+    RUN_UNTIL(a->frames[1] == 3);
+    ck_assert_uint_eq(a->boots[1], 101);
+    ck_assert_uint_eq(b->losts[0], 0);
+}
+END_TEST
+
+/* The same process again, on a new link: the old one was dead and had not been noticed. */
+START_TEST(a_newer_link_replaces_the_older) {
+    struct buf b = {.alloc = heap_alloc()};
+    close(listeners[1]);
     close(listeners[2]);
+    start(&worlds[0], 0, 100, listeners[0]);
+    hello_bytes(&b, 1, 0);
+    const int first = dial();
+    ck_assert_int_eq(send(first, b.data, b.bytes, MSG_NOSIGNAL), (ssize_t)b.bytes);
+    const int second = dial();
+    pass();
+    ck_assert(!closed(first));
+    ck_assert_int_eq(send(second, b.data, b.bytes, MSG_NOSIGNAL), (ssize_t)b.bytes);
+    RUN_UNTIL(closed(first));
+    ck_assert(!closed(second));
+    close(first);
+    close(second);
+    buf_release(&b);
 }
 END_TEST
 
@@ -185,25 +231,7 @@ START_TEST(a_full_queue_ends_the_link) {
 }
 END_TEST
 
-static int dial(void) {
-    int fd;
-    ck_assert_int_eq(net_connect(&addresses[0].sockaddr.sa, addresses[0].sockaddr_bytes, &fd), 0);
-    struct pollfd wait = {.fd = fd, .events = POLLOUT};
-    ck_assert_int_eq(poll(&wait, 1, WAIT_MS), 1);
-    return fd;
-}
-static bool closed(int fd) {
-    char byte;
-    const ssize_t got = recv(fd, &byte, 1, MSG_DONTWAIT);
-    ck_assert_int_le(got, 0); /* nobody talks on a link it accepted */
-    return got == 0 || (errno != EAGAIN && errno != EINTR);
-}
-
 /* What an accepted link may begin with: rows of bytes that end it. */
-static void hello_bytes(struct buf *b, uint16_t from, uint16_t to) {
-    const struct frame hello = {.kind = FRAME_HELLO, .hello = {.from = from, .to = to, .boot = 5}};
-    frame_encode(&hello, b);
-}
 START_TEST(a_link_without_a_good_hello_ends) {
     struct buf b = {.alloc = heap_alloc()};
     start(&worlds[0], 0, 100, listeners[0]);
@@ -273,6 +301,7 @@ int main(void) {
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, frames_arrive_in_order_from_the_right_boot);
     tcase_add_test(tc, a_peer_that_comes_back_is_found_again);
+    tcase_add_test(tc, two_that_claim_one_number_are_kept_apart);
     tcase_add_test(tc, a_newer_link_replaces_the_older);
     tcase_add_test(tc, a_full_queue_ends_the_link);
     tcase_add_loop_test(tc, a_link_without_a_good_hello_ends, 0, 10);
