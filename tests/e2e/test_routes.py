@@ -191,7 +191,9 @@ def test_a_move_needs_a_reason_and_stays_in_the_shard(three, a, b):
 def test_a_lease_that_ends_lets_go_and_its_next_says_so(a, b):
     epoch = a.bind('s', 'x', 'x', 'y')[1]
     b.bind('s', 'x', 'x', 'y')
+    b.cover()
     b.send_next()
+    assert b.next.silent(0.1), 'the first NEXT is answered at once, the second waits for news'
     assert a.client('LEASE.REVOKE', b.lease) == 1
     reply = b.next.receive()
     assert isinstance(reply, ReplyError) and reply.code == 'NOLEASE'
