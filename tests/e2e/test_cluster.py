@@ -370,7 +370,7 @@ def calm(three, seconds):
                     reply = client.ask('GET', 'x')
                     assert not isinstance(reply, ReplyError), reply
     load.settle(three.client())
-    assert load.slowest < 2 * timing.SLOW
+    assert load.slowest < 8 * timing.SLOW, 'nothing came near the forward-timeout'
 
 
 def test_a_healthy_cluster_never_says_that_it_has_no_leader(three):
