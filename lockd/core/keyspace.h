@@ -56,7 +56,8 @@ enum ks_fact_kind {
     KS_FIRST,       /* the first entry of `ballot` was applied: its leader now serves (P9) */
     KS_LEASE_NEW,   /* id, ttl_ms: counts from now */
     KS_LEASE_GONE,  /* id */
-    KS_SCRIPT_VOID, /* origin: what its script read has changed; nothing of it was executed: the leader runs it again */
+    KS_SCRIPT_VOID, /* origin (any; every node is told): what its script read has changed; nothing of it was executed:
+                       the leader runs it again */
     KS_MOVE_ASKED, /* id = revision of the move that now stalls: from here on no NEXT covers that binding; set limits of
                       its holders */
     KS_MOVE_DONE   /* id = revision of the move that no longer stalls */
