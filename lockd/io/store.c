@@ -446,6 +446,13 @@ static int open_state(struct store *s, void *argument) {
     return -1;
 }
 
+/* The values were copied into `values` one after the other, and it has stopped moving. */
+static void point_into(const struct buf *values, struct paxos_entry *entries, uint32_t count) {
+    size_t at = 0;
+    for (uint32_t i = 0; i < count; at += entries[i++].value.bytes)
+        entries[i].value.data = entries[i].value.bytes > 0 ? values->data + at : NULL;
+}
+
 /* Copy the entries above chosen. */
 static int read_accepted(struct store *s, void *argument) {
     paxos_slot *slot_bad = argument;
@@ -477,8 +484,7 @@ static int read_accepted(struct store *s, void *argument) {
     if (rc != MDB_NOTFOUND) return -1;
     mdb_cursor_close(cursor);
     mdb_txn_reset(s->reader);
-    const char *at = s->accepted_values.data; /* it has stopped moving */
-    for (uint32_t i = 0; i < s->accepted_count; at += s->accepted[i++].value.bytes) s->accepted[i].value.data = at;
+    point_into(&s->accepted_values, s->accepted, s->accepted_count);
     if (s->slot_last < s->opened.chosen) s->slot_last = s->opened.chosen;
     return 0;
 }
@@ -717,12 +723,12 @@ static int commit(struct store *s, const struct pending *p) {
     paxos_slot slot_last = s->slot_last;
     int rc = mdb_txn_begin(s->env, NULL, 0, &txn);
     if (rc != 0) return rc;
-    const char *at = p->entries.data, *end = at + p->entries.bytes;
-    while (rc == 0 && at < end) {
+    for (size_t at = 0; rc == 0 && at < p->entries.bytes;) {
         struct entry_head head;
-        memcpy(&head, at, sizeof head);
+        memcpy(&head, p->entries.data + at, sizeof head);
         at += sizeof head;
-        const struct paxos_entry entry = {.slot = head.slot, .ballot = head.ballot, .value = slice_of(at, head.bytes)};
+        const struct paxos_entry entry = {
+            .slot = head.slot, .ballot = head.ballot, .value = slice_of(p->entries.data + at, head.bytes)};
         rc = put_entry(s, txn, &state, &slot_last, &entry);
         at += head.bytes;
     }
@@ -845,8 +851,7 @@ uint32_t store_fetch(struct store *s, paxos_slot from_slot, paxos_slot to_slot, 
         pthread_mutex_unlock(&s->mutex);
         return 0;
     }
-    const char *at = s->fetched.data; /* it has stopped moving */
-    for (uint32_t i = 0; i < f.count; at += entries[i++].value.bytes) entries[i].value.data = at;
+    point_into(&s->fetched, entries, f.count);
     return f.count;
 }
 
