@@ -160,7 +160,8 @@ def test_a_leader_that_is_cut_off_never_shows_an_old_value(cluster):
 
 def test_a_follower_that_hears_nothing_deposes_nobody(cluster):
     """One direction is dead: the follower can speak but hears no leader.  It may not raise the ballot of the others."""
-    three = cluster(3, relayed=True)
+    # a lease so long that no pause of a busy machine is an election
+    three = cluster(3, relayed=True, leader_lease_ms=1000, election_spread_ms=300)
     leader = three.wait_leader()
     ballot = leader.status()['ballot']
     deaf = three.followers()[0]
@@ -168,7 +169,7 @@ def test_a_follower_that_hears_nothing_deposes_nobody(cluster):
     with leader.client() as client:
         for number in range(300):
             assert client('SET', 'x', number) == 'OK'
-            timing.pause(0.01, 'three seconds are ten times the lease of a leader')
+            timing.pause(0.02, 'six seconds are six times the lease of a leader')
     assert three.leader() is leader and leader.status()['ballot'] == ballot
     three.heal()
     timing.wait_for('it to catch up', lambda: deaf.status()['revision'] == leader.status()['revision'])
