@@ -535,6 +535,15 @@ static void make_topology(struct world *w) {
         break;
     }
 }
+/* What it says no longer arrives; perhaps one other still hears it. */
+static void silence(struct world *w, uint16_t leader, bool deaf) {
+    const uint16_t heard_by = (uint16_t)world_below(w, w->node_count);
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (i != heard_by || world_chance(w, 300000)) world_cut(w, leader, i, true);
+        if (deaf) world_cut(w, i, leader, true);
+    }
+    world_trace(w, "n%u led and is cut off", leader);
+}
 static void coup(struct world *w) {
     const int leader = w->object->leader(w);
     const uint16_t first = w->coup.first;
@@ -544,9 +553,14 @@ static void coup(struct world *w) {
         schedule(w, w->now_us + world_between(w, 0, world_chance(w, 500000) ? 5000 : 200000), EVENT_COUP, 0, NULL);
         return;
     }
+    if (w->coup.stage == 3) {
+        w->coup.stage = 1;
+        silence(w, first, false);
+    }
     if (w->coup.stage == 2) {
         world_trace(w, "the second leader dies, n%u is back", first);
         all_links(w, false);
+        noise(w, true);
         if (leader >= 0) {
             world_crash(w, (uint16_t)leader);
             schedule(w, w->now_us + world_between(w, 1, 3000) * 1000, EVENT_RESTART, (uint16_t)leader, NULL);
@@ -560,15 +574,20 @@ static void begin_coup(struct world *w) {
     const int leader = w->object->leader(w);
     if (w->coup.stage != 0 || leader < 0 || w->node_count < 3) return;
     all_links(w, false);
-    w->coup.stage = 1;
     w->coup.first = (uint16_t)leader;
-    const uint16_t heard_by = (uint16_t)world_below(w, w->node_count); /* perhaps one other still hears it */
-    const bool deaf = world_chance(w, 500000);
-    for (uint16_t i = 0; i < w->node_count; i++) {
-        if (i != heard_by || world_chance(w, 300000)) world_cut(w, (uint16_t)leader, i, true);
-        if (deaf) world_cut(w, i, (uint16_t)leader, true);
+    if (world_chance(w, 400000)) { /* first the answers to it get slow: they go on to arrive after the cut */
+        w->coup.stage = 3;
+        const uint32_t delay_us = (uint32_t)world_between(w, 100000, 380000);
+        for (uint16_t i = 0; i < w->node_count; i++) {
+            w->links[i][leader].delay_min_us = delay_us;
+            w->links[i][leader].delay_max_us = delay_us + 5000;
+            w->links[i][leader].loss_ppm = 0;
+        }
+        schedule(w, w->now_us + world_between(w, 300, 1000) * 1000, EVENT_COUP, 0, NULL);
+        return;
     }
-    world_trace(w, "n%d led and is cut off", leader);
+    w->coup.stage = 1;
+    silence(w, (uint16_t)leader, world_chance(w, 500000));
     schedule(w, w->now_us + 5000, EVENT_COUP, 0, NULL);
 }
 

@@ -144,7 +144,7 @@ struct world {
         uint32_t gap_ms; /* mean time between faults */
     } swarm;
     struct { /* a leader is cut off with work in hand, another takes over and dies just when the first comes back */
-        int stage; /* 0: none */
+        int stage; /* 0: none, 3: the answers are slow, 1: cut off, 2: the second leader is about to die */
         uint16_t first;
     } coup;
     bool trace;
