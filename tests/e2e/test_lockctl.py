@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from harness.load import Load
 from harness import timing
 from harness.process import Process, binary, run
 from harness.resp import pairs
@@ -171,37 +172,40 @@ def elect_story(three, tmp_path, rounds, ttl=1000):
     for number in range(3):
         start(number)
     late = []
-    for turn in range(rounds):
-        winner = timing.wait_for('a command to run', lambda: next((p for p in places if p.running() and not p.stopped
-                                                                    and p.matches('running')), None), 15)
-        timing.wait_for('it to write', lambda: lives(log))
-        before = len(lives(log))
-        how = 'kill' if turn % 2 == 0 else 'stop'
-        at = timing.boot_ms()
-        if how == 'kill':
-            winner.kill9()
-        else:
-            winner.stop()
-        timing.wait_for('the next command to run', lambda: len(lives(log)) > before, 10 * timing.SLOW, every=0.005)
-        began = lives(log)[before][0]
-        late.append(began - at)
-        if how == 'stop':
-            winner.cont()
-            winner.kill9()
-        places.remove(winner)
-        start(3 + turn)
+    with Load(three.addresses, workers=1) as load:  # how long the disks of this very run make anybody wait
+        for turn in range(rounds):
+            winner = timing.wait_for('a command to run', lambda: next((p for p in places if p.running() and not p.stopped
+                                                                        and p.matches('running')), None), 15)
+            timing.wait_for('it to write', lambda: lives(log))
+            before = len(lives(log))
+            how = 'kill' if turn % 2 == 0 else 'stop'
+            at = timing.boot_ms()
+            if how == 'kill':
+                winner.kill9()
+            else:
+                winner.stop()
+            timing.wait_for('the next command to run', lambda: len(lives(log)) > before, 10 * timing.SLOW, every=0.005)
+            began = lives(log)[before][0]
+            late.append(began - at)
+            if how == 'stop':
+                winner.cont()
+                winner.kill9()
+            places.remove(winner)
+            start(3 + turn)
     found = lives(log)
     for (_, end, pid), (begin, _, later) in zip(found, found[1:]):
         assert end < begin, f'{pid} ran until {end:.0f} and {later} from {begin:.0f} on: {end - begin:.0f} ms together'
     print(f'next command after: median {sorted(late)[len(late) // 2]:.0f} ms, max {max(late):.0f} ms, ttl {ttl}')
-    assert max(late) <= ttl + 1000 * timing.SLOW, [round(ms) for ms in late]
+    # the end of the lease and the next grant are two commits, the new lease of a late place a third
+    assert max(late) <= ttl + 1000 * timing.SLOW + 3000 * load.slowest, ([round(ms) for ms in late], load.slowest)
     assert len(found) >= rounds + 1
 
 
 @pytest.mark.alone
-def test_elect_never_runs_two_commands_and_the_next_starts_in_time(three, tmp_path):
-    """Three places; the winner's lockctl is killed -9 or stopped, 20 times."""
-    elect_story(three, tmp_path, 20)
+def test_elect_never_runs_two_commands_and_the_next_starts_in_time(cluster, tmp_path):
+    """Three places; the winner's lockctl is killed -9 or stopped, 20 times.  lockd keeps its leader: a new one, made by a
+    pause of a busy machine, would count each ttl anew."""
+    elect_story(cluster(3, leader_lease_ms=1000, election_spread_ms=300), tmp_path, 20)
 
 
 @pytest.mark.long
