@@ -35,6 +35,7 @@ struct dial {
     struct event event, write_event, timer;
     struct evdns_getaddrinfo_request *request;
     uint32_t backoff_ms;
+    uint64_t attempt_ms; /* DIAL_WAITING: when the next one is due */
     uint64_t up_ms;
     bool told; /* that it is down: one line per change */
     bool dirty, overflow;
@@ -143,14 +144,26 @@ static void take_down(struct dial *d) {
     buf_release(&d->out);
 }
 
+static void attempt_in(struct dial *d, uint32_t ms) {
+    const struct timeval pause = in_ms(ms);
+    d->attempt_ms = clock_now_ms() + ms;
+    event_add(&d->timer, &pause);
+}
+
+/* It lives: it has just dialled us.  No use in waiting out a pause that was meant for a dead one.  Many of these in a
+ * row must not put the attempt off. */
+static void try_soon(struct dial *d) {
+    d->backoff_ms = PEERS_BACKOFF_MS;
+    if (d->state == DIAL_WAITING && d->attempt_ms > clock_now_ms() + PEERS_SOON_MS) attempt_in(d, PEERS_SOON_MS);
+}
+
 /* It failed, or it never came up: say so once, try again later. */
 static void try_later(struct dial *d, const char *why) {
     struct peers *ps = d->all;
     const bool was_up = d->state == DIAL_UP;
     if (was_up && clock_now_ms() - d->up_ms >= STEADY_MS) d->backoff_ms = PEERS_BACKOFF_MS;
     take_down(d);
-    const struct timeval pause = in_ms(d->backoff_ms);
-    event_add(&d->timer, &pause);
+    attempt_in(d, d->backoff_ms);
     d->backoff_ms = d->backoff_ms * 2 < PEERS_BACKOFF_MS_MAX ? d->backoff_ms * 2 : PEERS_BACKOFF_MS_MAX;
     if (was_up || !d->told)
         log_warn("peer link-down peer=%u address=%s:%u reason=\"%s\"", d->peer + 1u, ps->config.nodes[d->peer].host,
@@ -398,6 +411,7 @@ static bool greet(struct accepted *l, const struct frame *frame) {
     l->peer = hello->from;
     l->boot = hello->boot;
     event_remove_timer(&l->event); /* it was for the hello */
+    try_soon(&ps->dials[l->peer]);
     return true;
 }
 

@@ -22,6 +22,7 @@ enum {
     PEERS_CONNECT_MS = 500,
     PEERS_BACKOFF_MS = 50, /* doubled up to PEERS_BACKOFF_MS_MAX */
     PEERS_BACKOFF_MS_MAX = 1000,
+    PEERS_SOON_MS = 10, /* to the next attempt once a peer has dialled us */
     PEERS_HELLO_MS = 2000,
     PEERS_HELLO_BYTES = 256,
     PEERS_SILENT_MS = 2000,

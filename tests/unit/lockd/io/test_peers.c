@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "common/io/clock.h"
 #include "common/io/heap.h"
@@ -172,6 +173,37 @@ START_TEST(a_peer_that_comes_back_is_found_again) {
 }
 END_TEST
 
+static void on_pause_over(int fd, short what, void *context) {
+    (void)fd;
+    (void)what;
+    *(bool *)context = true;
+}
+
+/* A node that was away so long that attempts have become rare is dialled at once when it shows itself: an election may
+ * hang on this link. */
+START_TEST(a_peer_that_dials_us_is_dialled_at_once) {
+    struct world *a = &worlds[0], *b = &worlds[1];
+    bool over = false;
+    struct event pause;
+    const struct timeval long_before_the_next_attempt = {.tv_usec = 700 * 1000};
+    close(listeners[2]);
+    start(a, 0, 100, listeners[0]);
+    for (int attempts = 0; attempts < 6; attempts++) { /* the pause after the last one is PEERS_BACKOFF_MS_MAX */
+        int fd = -1;
+        RUN_UNTIL((fd = accept(listeners[1], NULL, NULL)) >= 0);
+        close(fd);
+    }
+    RUN_UNTIL(a->losts[1] >= 6);
+    event_assign(&pause, base, -1, 0, on_pause_over, &over);
+    start(b, 1, 101, listeners[1]);
+    event_add(&pause, &long_before_the_next_attempt);
+    const uint32_t ups = a->ups[1];
+    RUN_UNTIL(a->ups[1] > ups || over);
+    ck_assert(!over);
+    event_del(&pause);
+}
+END_TEST
+
 /* Two live processes claim to be node 2: neither cuts the other off, and what they say stays apart. */
 START_TEST(two_that_claim_one_number_are_kept_apart) {
     struct world *a = &worlds[0], *b = &worlds[1], *other = &worlds[NODES];
@@ -301,6 +333,7 @@ int main(void) {
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, frames_arrive_in_order_from_the_right_boot);
     tcase_add_test(tc, a_peer_that_comes_back_is_found_again);
+    tcase_add_test(tc, a_peer_that_dials_us_is_dialled_at_once);
     tcase_add_test(tc, two_that_claim_one_number_are_kept_apart);
     tcase_add_test(tc, a_newer_link_replaces_the_older);
     tcase_add_test(tc, a_full_queue_ends_the_link);
