@@ -335,12 +335,12 @@ static int open_store(struct node *n) {
     const struct store_config config = {.directory = c->data_dir,
                                         .map_bytes = c->log_map_bytes,
                                         .node = (uint16_t)(c->node - 1),
-                                        .node_count = (uint16_t)c->node_count,
                                         .fresh_store_id = random_id(),
                                         .queue_bytes_max = STORE_QUEUE_BYTES_MAX,
                                         .wake = wake,
                                         .context = n};
     if (store_open(&config, &n->store, error, sizeof error) != 0) return cannot_start(error);
+    if (store_start_after(n->store, 0, error, sizeof error) != 0) return cannot_start(error);
     return 0;
 }
 

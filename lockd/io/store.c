@@ -27,11 +27,14 @@
 #include <xxhash.h>
 
 enum {
-    STORE_FORMAT = 0x31464c48, /* "HLF1" in the file; another layout gets another number */
+    STORE_FORMAT = 0x32464c48, /* "HLF2" in the file; another layout gets another number */
     SUM_BYTES = 8,
     ENTRY_HEAD_BYTES = SUM_BYTES + 8 + 2, /* checksum, ballot */
-    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 2 + 8 * PAXOS_NODES_MAX,
+    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 2 + 8 * PAXOS_NODES_MAX,
     QUEUE_KEEP_BYTES = 8 * 1024 * 1024, /* a buffer that grew beyond this is given back once empty */
+    /* What one commit deletes below the cut: this, or twice what it adds, so that the cut always gains on the log. */
+    CUT_ENTRIES = 512,
+    CUT_BYTES = 16 * 1024 * 1024,
     /* Where LMDB 0.9 keeps the two things we read of a meta page: after the page head, magic, version, address and map
      * size come the two roots (48 bytes each, the last 8 are the page), the last page and the transaction id. */
     META_ROOT_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 40,
@@ -43,10 +46,10 @@ enum {
 /* The record "state". */
 struct state {
     uint64_t store_id;
-    uint16_t node, node_count;
+    uint16_t node;
     struct ballot promised;
     uint32_t lease_ms_max;
-    paxos_slot chosen;
+    paxos_slot chosen, cut;          /* up to `cut` nothing is needed; some of it may still be there */
     uint64_t txn;                    /* of the LMDB transaction that wrote this */
     uint64_t entry_count, entry_sum; /* of the log: how many, and their checksums added up */
     struct identity_record record;
@@ -59,7 +62,7 @@ struct pending {
     bool has_promise, has_record;
     struct ballot promised;
     uint32_t lease_ms;
-    paxos_slot chosen;
+    paxos_slot chosen, cut;
     struct identity_record record;
     uint64_t batch;    /* the last one in here, 0: nothing */
     uint64_t since_ms; /* when the first one came */
@@ -85,11 +88,16 @@ struct store {
     uint32_t accepted_count;
     uint64_t read_count, read_sum; /* entries met while opening and replaying */
     struct state opened;           /* as found; later: whose store this is */
+    paxos_slot base;               /* the state as of this slot came from a checkpoint */
+    paxos_slot found, found_cut;   /* chosen and cut as the record has them */
+    paxos_slot cut;                /* asked for so far */
     /* both, under mutex */
     pthread_mutex_t mutex;
     pthread_cond_t work, taken;
     struct pending queue;
     uint64_t durable, commit_since_ms; /* commit_since_ms: of what is being committed, 0 if nothing is */
+    paxos_slot cut_wanted;
+    bool cutting; /* the commit thread has something to delete */
     bool stopping, failed;
     char error[STORE_ERROR_BYTES];
     /* commit thread */
@@ -194,12 +202,17 @@ static uint64_t entry_sum(uint64_t store_id, paxos_slot slot, struct ballot ball
     return XXH3_64bits_withSeed(b.data, b.bytes, store_id);
 }
 
+static paxos_slot slot_of(const MDB_val *key) {
+    paxos_slot slot = 0;
+    for (size_t i = 0; i < sizeof slot; i++) slot = slot << 8 | ((const uint8_t *)key->mv_data)[i];
+    return slot;
+}
+
 /* The entry under slot_key; false when its checksum does not hold. */
 static bool entry_read(uint64_t store_id, const MDB_val *key, const MDB_val *data, struct paxos_entry *ret_entry,
                        uint64_t *ret_sum) {
     if (key->mv_size != sizeof(uint64_t) || data->mv_size < ENTRY_HEAD_BYTES) return false;
-    uint64_t slot = 0;
-    for (size_t i = 0; i < sizeof slot; i++) slot = slot << 8 | ((const uint8_t *)key->mv_data)[i];
+    const paxos_slot slot = slot_of(key);
     struct wire w = wire_of(slice_of(data->mv_data, data->mv_size));
     *ret_sum = wire_u64(&w);
     ret_entry->slot = slot;
@@ -225,11 +238,11 @@ static void state_write(const struct state *state, struct buf *b) {
     wire_put_u32(b, STORE_FORMAT);
     wire_put_u64(b, state->store_id);
     wire_put_u16(b, state->node);
-    wire_put_u16(b, state->node_count);
     wire_put_u64(b, state->promised.round);
     wire_put_u16(b, state->promised.node);
     wire_put_u32(b, state->lease_ms_max);
     wire_put_u64(b, state->chosen);
+    wire_put_u64(b, state->cut);
     wire_put_u64(b, state->txn);
     wire_put_u64(b, state->entry_count);
     wire_put_u64(b, state->entry_sum);
@@ -249,18 +262,20 @@ static enum state_status state_read(struct slice value, struct state *ret_state)
     if (wire_u32(&w) != STORE_FORMAT) return STATE_OTHER_FORMAT;
     ret_state->store_id = wire_u64(&w);
     ret_state->node = wire_u16(&w);
-    ret_state->node_count = wire_u16(&w);
     ret_state->promised.round = wire_u64(&w);
     ret_state->promised.node = wire_u16(&w);
     ret_state->lease_ms_max = wire_u32(&w);
     ret_state->chosen = wire_u64(&w);
+    ret_state->cut = wire_u64(&w);
     ret_state->txn = wire_u64(&w);
     ret_state->entry_count = wire_u64(&w);
     ret_state->entry_sum = wire_u64(&w);
     ret_state->record.cluster_id = wire_u64(&w);
     ret_state->record.node_count = wire_u16(&w);
     for (int i = 0; i < PAXOS_NODES_MAX; i++) ret_state->record.store_ids[i] = wire_u64(&w);
-    return wire_done(&w) && ret_state->record.node_count <= PAXOS_NODES_MAX ? STATE_OK : STATE_DAMAGED;
+    return wire_done(&w) && ret_state->record.node_count <= PAXOS_NODES_MAX && ret_state->cut <= ret_state->chosen
+               ? STATE_OK
+               : STATE_DAMAGED;
 }
 
 /* Put the state under the id of this transaction; an LMDB code. */
@@ -388,8 +403,7 @@ static int open_environment(struct store *s, void *argument) {
 
 /* First start: the id is on disk before anybody hears it. */
 static int make_state(struct store *s, MDB_txn *txn, struct environment_open *o) {
-    s->opened = (struct state){
-        .store_id = s->config.fresh_store_id, .node = s->config.node, .node_count = s->config.node_count};
+    s->opened = (struct state){.store_id = s->config.fresh_store_id, .node = s->config.node};
     int rc = mdb_dbi_open(txn, "log", MDB_CREATE, &s->log_dbi);
     if (rc == 0) rc = state_put(s, txn, &s->opened);
     if (rc != 0) {
@@ -403,13 +417,12 @@ static int make_state(struct store *s, MDB_txn *txn, struct environment_open *o)
 
 static int check_owner(struct store *s, struct environment_open *o) {
     const struct state *state = &s->opened;
-    if (state->node == s->config.node && state->node_count == s->config.node_count) return 0;
+    if (state->node == s->config.node) return 0;
     o->told = true;
     s->failed = false; /* it is sound, only not ours */
     return say(o->error, o->error_bytes,
-               "the data directory %s belongs to node %u of %u, this process is configured as node %u of %u (node, "
-               "nodes, data-dir)",
-               s->directory, state->node + 1u, state->node_count, s->config.node + 1u, s->config.node_count);
+               "the data directory %s belongs to node %u, this process is configured as node %u (node, data-dir)",
+               s->directory, state->node + 1u, s->config.node + 1u);
 }
 
 /* Read the state and open the databases; make both on first start. */
@@ -523,6 +536,8 @@ static int open_all(struct store *s, char *error, size_t bytes) {
     if (sync_directory(o.path) != 0 || sync_directory(s->directory) != 0 || sync_directory(parent) != 0)
         return say(error, bytes, "cannot sync the data directory %s: %s", s->directory, strerror(errno));
     s->state = s->opened;
+    s->found = s->opened.chosen;
+    s->found_cut = s->cut = s->opened.cut;
     return start_thread(s, error, bytes);
 }
 
@@ -563,31 +578,63 @@ void store_saved(struct store *s, struct replica_saved *ret_saved) {
 
 /* ---- replay ---- */
 
+int store_start_after(struct store *s, paxos_slot slot, char *error, size_t error_bytes) {
+    struct state *state = &s->opened;
+    if (slot < state->cut) {
+        char text[160];
+        snprintf(text, sizeof text, "it begins after slot %llu and %s %llu", (unsigned long long)state->cut,
+                 slot == 0 ? "there is no checkpoint of slot" : "the checkpoint is only of slot",
+                 (unsigned long long)(slot == 0 ? state->cut : slot));
+        return say_damaged(s, error, error_bytes, text);
+    }
+    s->base = slot;
+    if (slot <= state->chosen) return 0;
+    /* What the log has up to there may have been accepted only: it is not ours to tell as chosen. */
+    state->chosen = state->cut = s->cut = slot;
+    uint32_t gone = 0;
+    while (gone < s->accepted_count && s->accepted[gone].slot <= slot) gone++;
+    s->accepted_count -= gone;
+    memmove(s->accepted, s->accepted + gone, s->accepted_count * sizeof *s->accepted);
+    return 0;
+}
+
 struct replay {
     void (*fn)(void *context, paxos_slot slot, struct slice value);
     void *context;
-    paxos_slot slot;
+    paxos_slot slot;  /* expected, or the one that is wrong */
+    paxos_slot first; /* in the log */
 };
 
+/* Every entry up to what the record calls chosen: below the cut whatever is left, above it all. */
 static int replay_chosen(struct store *s, void *argument) {
     struct replay *r = argument;
-    uint8_t memory[8];
     MDB_cursor *cursor;
-    MDB_val key = slot_key(1, memory), data;
+    MDB_val key, data;
     if (mdb_txn_renew(s->reader) != 0) return -1;
     if (mdb_cursor_open(s->reader, s->log_dbi, &cursor) != 0) return -1;
-    for (r->slot = 1; r->slot <= s->opened.chosen; r->slot++) {
+    paxos_slot last = 0;
+    int rc = mdb_cursor_get(cursor, &key, &data, MDB_FIRST);
+    for (; rc == 0 && last < s->found; rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) {
         struct paxos_entry entry;
         uint64_t sum;
-        if (mdb_cursor_get(cursor, &key, &data, r->slot == 1 ? MDB_SET_RANGE : MDB_NEXT) != 0) return -1;
-        if (!entry_read(s->opened.store_id, &key, &data, &entry, &sum) || entry.slot != r->slot) return -1;
-        s->read_count++;
+        r->slot = last + 1;
+        if (!entry_read(s->opened.store_id, &key, &data, &entry, &sum) || entry.slot <= last) return -1;
+        if (r->first == 0) r->first = entry.slot;
+        if (entry.slot > s->found) break;
+        r->slot = last < s->found_cut ? s->found_cut + 1 : last + 1;
+        if (entry.slot > r->slot) return -1;
+        if (++s->read_count > s->opened.entry_count) return -1;
+        last = entry.slot;
         s->read_sum += sum;
+        if (entry.slot <= s->base) continue;
         sigjmp_buf *place = guard;
         guard = NULL; /* a fault in the state machine is not a damaged page; the value has been read through already */
         r->fn(r->context, entry.slot, entry.value);
         guard = place;
     }
+    r->slot = (last < s->found_cut ? s->found_cut : last) + 1;
+    if (rc != 0 && rc != MDB_NOTFOUND) return -1;
+    if (last < s->found && s->found > s->found_cut) return -1;
     mdb_cursor_close(cursor);
     mdb_txn_reset(s->reader);
     return 0;
@@ -609,12 +656,16 @@ int store_replay(struct store *s, void (*fn)(void *context, paxos_slot slot, str
     s->accepted = NULL;
     s->accepted_count = 0;
     buf_release(&s->accepted_values);
+    pthread_mutex_lock(&s->mutex);
     if (result != 0) {
-        pthread_mutex_lock(&s->mutex);
         s->failed = true; /* so that closing leaves LMDB alone */
         snprintf(s->error, sizeof s->error, "%s", error);
-        pthread_mutex_unlock(&s->mutex);
+    } else if (s->cut > s->found_cut || (r.first != 0 && r.first <= s->cut)) { /* what an earlier life began */
+        s->cut_wanted = s->cut;
+        s->cutting = true;
+        pthread_cond_signal(&s->work);
     }
+    pthread_mutex_unlock(&s->mutex);
     return result;
 }
 
@@ -660,6 +711,16 @@ void store_save(struct store *s, uint64_t batch, const struct paxos_output *out,
         q->record = *record;
     }
     q->batch = batch;
+    pthread_cond_signal(&s->work);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void store_cut(struct store *s, paxos_slot slot) {
+    if (slot <= s->cut) return;
+    s->cut = slot;
+    pthread_mutex_lock(&s->mutex);
+    s->cut_wanted = slot;
+    s->cutting = true;
     pthread_cond_signal(&s->work);
     pthread_mutex_unlock(&s->mutex);
 }
@@ -716,28 +777,63 @@ static int put_entry(struct store *s, MDB_txn *txn, struct state *state, paxos_s
     return 0;
 }
 
+/* Delete some of what lies at or below the cut; *ret_more: not all of it.  An LMDB code. */
+static int delete_some(struct store *s, MDB_txn *txn, struct state *state, uint32_t entries, size_t bytes,
+                       bool *ret_more) {
+    MDB_cursor *cursor;
+    MDB_val key, data;
+    *ret_more = false;
+    int rc = mdb_cursor_open(txn, s->log_dbi, &cursor);
+    if (rc != 0) return rc;
+    size_t gone = 0;
+    for (rc = mdb_cursor_get(cursor, &key, &data, MDB_FIRST); rc == 0;
+         rc = mdb_cursor_get(cursor, &key, &data, MDB_FIRST)) {
+        if (key.mv_size != sizeof(paxos_slot)) rc = MDB_CORRUPTED;
+        if (rc != 0 || slot_of(&key) > state->cut) break;
+        *ret_more = entries == 0 || gone >= bytes;
+        if (*ret_more) break;
+        struct wire w = wire_of(slice_of(data.mv_data, data.mv_size));
+        state->entry_sum -= wire_u64(&w);
+        state->entry_count--;
+        entries--;
+        gone += data.mv_size;
+        if ((rc = mdb_cursor_del(cursor, 0)) != 0) break;
+    }
+    mdb_cursor_close(cursor);
+    return rc == MDB_NOTFOUND ? 0 : rc;
+}
+
 /* One LMDB transaction for everything in `p`; an LMDB code. */
-static int commit(struct store *s, const struct pending *p) {
+static int commit(struct store *s, const struct pending *p, bool *ret_more) {
     MDB_txn *txn;
     struct state state = s->state;
     paxos_slot slot_last = s->slot_last;
+    uint32_t added = 0;
+    *ret_more = false;
     int rc = mdb_txn_begin(s->env, NULL, 0, &txn);
     if (rc != 0) return rc;
+    if (p->chosen > state.chosen) state.chosen = p->chosen;
+    if (p->cut > state.cut) state.cut = p->cut;
+    if (state.cut > state.chosen) state.chosen = state.cut;
     for (size_t at = 0; rc == 0 && at < p->entries.bytes;) {
         struct entry_head head;
         memcpy(&head, p->entries.data + at, sizeof head);
         at += sizeof head;
         const struct paxos_entry entry = {
             .slot = head.slot, .ballot = head.ballot, .value = slice_of(p->entries.data + at, head.bytes)};
-        rc = put_entry(s, txn, &state, &slot_last, &entry);
         at += head.bytes;
+        if (entry.slot <= state.cut) continue; /* came late: nobody will ask for it */
+        rc = put_entry(s, txn, &state, &slot_last, &entry);
+        added++;
     }
+    if (rc == 0 && state.cut > 0)
+        rc = delete_some(s, txn, &state, added > CUT_ENTRIES / 2 ? 2 * added : CUT_ENTRIES,
+                         p->entries.bytes > CUT_BYTES / 2 ? 2 * p->entries.bytes : CUT_BYTES, ret_more);
     if (p->has_promise) {
         must(ballot_compare(p->promised, state.promised) >= 0); /* P1 */
         state.promised = p->promised;
     }
     if (p->lease_ms > state.lease_ms_max) state.lease_ms_max = p->lease_ms;
-    if (p->chosen > state.chosen) state.chosen = p->chosen;
     if (p->has_record) state.record = p->record;
     if (rc == 0) rc = state_put(s, txn, &state);
     if (rc != 0) {
@@ -754,11 +850,14 @@ static int commit(struct store *s, const struct pending *p) {
 
 /* Take everything that waits; false: nothing will come any more.  Called and left with the mutex held. */
 static bool take_queue(struct store *s) {
-    while (s->queue.batch == 0 && !s->stopping && !s->failed) pthread_cond_wait(&s->work, &s->mutex);
-    if (s->queue.batch == 0 || s->failed) return false;
-    const struct pending empty = s->batch; /* its buffer has nothing in it */
+    while (s->queue.batch == 0 && !s->cutting && !s->stopping && !s->failed) pthread_cond_wait(&s->work, &s->mutex);
+    if (s->failed || (s->queue.batch == 0 && s->stopping)) return false; /* what is not deleted yet will be */
+    const struct pending empty = s->batch;                               /* its buffer has nothing in it */
     s->batch = s->queue;
     s->queue = empty;
+    s->batch.cut = s->cut_wanted;
+    if (s->cutting) s->batch.any = true;
+    s->cutting = false;
     s->commit_since_ms = s->batch.since_ms;
     pthread_cond_signal(&s->taken);
     return true;
@@ -769,11 +868,14 @@ static void *commit_thread(void *argument) {
     pthread_mutex_lock(&s->mutex);
     while (take_queue(s)) {
         pthread_mutex_unlock(&s->mutex);
-        const int rc = s->batch.any ? commit(s, &s->batch) : 0;
+        bool more = false;
+        const int rc = s->batch.any ? commit(s, &s->batch, &more) : 0;
+        const bool tell = rc != 0 || s->batch.batch != 0;
         pthread_mutex_lock(&s->mutex);
         s->commit_since_ms = 0;
         if (rc == 0) {
-            s->durable = s->batch.batch;
+            if (s->batch.batch != 0) s->durable = s->batch.batch;
+            if (more) s->cutting = true;
         } else if (!s->failed) {
             s->failed = true;
             say_lmdb(s, s->error, sizeof s->error, "writing", rc);
@@ -783,7 +885,7 @@ static void *commit_thread(void *argument) {
         s->batch = (struct pending){.entries = entries};
         pthread_cond_signal(&s->taken);
         pthread_mutex_unlock(&s->mutex);
-        s->config.wake(s->config.context);
+        if (tell) s->config.wake(s->config.context);
         pthread_mutex_lock(&s->mutex);
     }
     pthread_mutex_unlock(&s->mutex);
@@ -834,7 +936,7 @@ uint32_t store_fetch(struct store *s, paxos_slot from_slot, paxos_slot to_slot, 
                       .bytes_max = bytes_max,
                       .entries = entries,
                       .entries_max = entries_max};
-    if (from_slot == 0 || to_slot < from_slot || entries_max == 0) return 0;
+    if (from_slot <= s->cut || to_slot < from_slot || entries_max == 0) return 0;
     pthread_mutex_lock(&s->mutex);
     const bool failed = s->failed;
     pthread_mutex_unlock(&s->mutex);
@@ -853,6 +955,71 @@ uint32_t store_fetch(struct store *s, paxos_slot from_slot, paxos_slot to_slot, 
     }
     point_into(&s->fetched, entries, f.count);
     return f.count;
+}
+
+static int read_first(struct store *s, void *argument) {
+    paxos_slot *first = argument;
+    MDB_cursor *cursor;
+    MDB_val key, data;
+    if (mdb_txn_renew(s->reader) != 0) return -1;
+    if (mdb_cursor_open(s->reader, s->log_dbi, &cursor) != 0) return -1;
+    const int rc = mdb_cursor_get(cursor, &key, &data, MDB_FIRST);
+    if (rc == 0 && key.mv_size == sizeof *first) *first = slot_of(&key);
+    mdb_cursor_close(cursor);
+    mdb_txn_reset(s->reader);
+    return 0;
+}
+
+paxos_slot store_first_slot(struct store *s) {
+    paxos_slot first = UINT64_MAX;
+    pthread_mutex_lock(&s->mutex);
+    const bool failed = s->failed;
+    pthread_mutex_unlock(&s->mutex);
+    if (!failed) (void)guarded(read_first, s, &first);
+    return first;
+}
+
+/* ---- room ---- */
+
+struct room {
+    uint64_t map_bytes;
+};
+
+/* What LMDB can still write: pages never used, and those that are free again.  (The list of free pages is a database of
+ * its own, number 0: one record per transaction, which begins with a count.) */
+static int read_room(struct store *s, void *argument) {
+    struct room *r = argument;
+    MDB_cursor *cursor;
+    MDB_val key, data;
+    MDB_envinfo info;
+    MDB_stat stat;
+    size_t pages = 0;
+    if (mdb_env_info(s->env, &info) != 0 || mdb_env_stat(s->env, &stat) != 0) return -1;
+    if (mdb_txn_renew(s->reader) != 0) return -1;
+    if (mdb_cursor_open(s->reader, 0, &cursor) != 0) return -1;
+    int rc;
+    while ((rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) == 0) {
+        size_t count;
+        if (data.mv_size < sizeof count) return -1;
+        memcpy(&count, data.mv_data, sizeof count);
+        pages += count;
+    }
+    mdb_cursor_close(cursor);
+    mdb_txn_reset(s->reader);
+    const uint64_t used = ((uint64_t)info.me_last_pgno + 1) * stat.ms_psize;
+    r->map_bytes = (info.me_mapsize > used ? info.me_mapsize - used : 0) + (uint64_t)pages * stat.ms_psize;
+    return rc == MDB_NOTFOUND ? 0 : -1;
+}
+
+uint64_t store_room_bytes(struct store *s) {
+    struct statvfs fs;
+    struct room room = {0};
+    pthread_mutex_lock(&s->mutex);
+    const bool failed = s->failed;
+    pthread_mutex_unlock(&s->mutex);
+    if (failed || guarded(read_room, s, &room) != 0 || statvfs(s->directory, &fs) != 0) return 0;
+    const uint64_t disk = (uint64_t)fs.f_bavail * fs.f_frsize;
+    return disk < room.map_bytes ? disk : room.map_bytes;
 }
 
 /* ---- the end ---- */

@@ -3,6 +3,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -12,10 +13,11 @@
 #include "common/io/clock.h"
 #include "lockd/io/store.h"
 
-enum { NODE = 1, NODES = 3, MAP_BYTES = 16 * 1024 * 1024 };
+enum { NODE = 1, MAP_BYTES = 16 * 1024 * 1024 };
 
 static char directory[64];
 static char error[STORE_ERROR_BYTES];
+static char data_path[128];
 static int wakes;
 static struct store *s;
 
@@ -29,7 +31,6 @@ static struct store_config config_of(void) {
     return (struct store_config){.directory = directory,
                                  .map_bytes = MAP_BYTES,
                                  .node = NODE,
-                                 .node_count = NODES,
                                  .fresh_store_id = 0x5107e,
                                  .queue_bytes_max = 1 << 20,
                                  .wake = wake};
@@ -40,6 +41,7 @@ static int try_open(void) {
     s = NULL;
     return store_open(&config, &s, error, sizeof error);
 }
+static paxos_slot checkpoint_slot; /* where the checkpoint is that a test imagines */
 
 static void remove_directory(void) {
     char command[128];
@@ -93,7 +95,7 @@ static void replay_one(void *context, paxos_slot slot, struct slice value) {
     ck_assert(slice_equal(value, value_of(slot, replayed_round)));
 }
 static int replay(void) {
-    replayed = 0;
+    replayed = checkpoint_slot;
     return store_replay(s, replay_one, NULL, error, sizeof error);
 }
 
@@ -113,6 +115,7 @@ static void fill(void) {
 static void reopen(void) {
     store_close(s);
     ck_assert_msg(try_open() == 0, "%s", error);
+    ck_assert_msg(store_start_after(s, checkpoint_slot, error, sizeof error) == 0, "%s", error);
 }
 
 START_TEST(a_new_store_is_empty) {
@@ -222,11 +225,7 @@ START_TEST(another_nodes_directory_is_refused) {
     s = NULL;
     config.node = 0;
     ck_assert_int_eq(store_open(&config, &s, error, sizeof error), -1);
-    ck_assert_msg(strstr(error, "belongs to node 2 of 3") != NULL && strstr(error, "node 1 of 3") != NULL, "%s", error);
-    config.node = NODE;
-    config.node_count = 5;
-    ck_assert_int_eq(store_open(&config, &s, error, sizeof error), -1);
-    ck_assert_msg(strstr(error, "node 2 of 5") != NULL, "%s", error);
+    ck_assert_msg(strstr(error, "belongs to node 2") != NULL && strstr(error, "as node 1 ") != NULL, "%s", error);
     ck_assert_ptr_null(s);
 }
 END_TEST
@@ -272,11 +271,155 @@ START_TEST(a_full_map_fails_once_and_names_the_key) {
 }
 END_TEST
 
+/* ---- the cut ---- */
+
+static uint64_t batches; /* of the tests below */
+
+static void append(paxos_slot from, paxos_slot to) {
+    replayed_round = 5;
+    for (paxos_slot slot = from; slot <= to; slot++) save_entry(++batches, slot, 5, slot > 3 ? slot - 3 : 0);
+}
+
+/* The cut is durable and nothing below it is left; the thread goes on without being asked. */
+static void wait_cut(paxos_slot slot) {
+    struct paxos_entry entry;
+    while (store_first_slot(s) <= slot) sched_yield();
+    ck_assert_uint_eq(store_fetch(s, slot, slot, 1, &entry, 1), 0);
+}
+
+START_TEST(a_cut_log_begins_after_the_cut) {
+    struct replica_saved saved;
+    struct paxos_entry entries[64];
+    append(1, 3000);
+    store_cut(s, 2000);
+    ck_assert_uint_eq(store_fetch(s, 2000, 2010, 1 << 20, entries, 64), 0); /* from now on, wherever the thread is */
+    wait_cut(2000);
+    ck_assert_uint_eq(store_first_slot(s), 2001);
+    ck_assert_uint_eq(store_fetch(s, 2001, 2010, 1 << 20, entries, 64), 10);
+    append(3001, 3010);
+    store_cut(s, 1500); /* behind the cut: nothing */
+    wait_durable(batches);
+    checkpoint_slot = 2500;
+    reopen();
+    store_saved(s, &saved);
+    ck_assert_uint_eq(saved.paxos.chosen, 3007);
+    ck_assert_uint_eq(saved.paxos.accepted_count, 3);
+    ck_assert_msg(replay() == 0, "%s", error);
+    ck_assert_uint_eq(replayed, 3007);
+    ck_assert_uint_eq(store_fetch(s, 2001, 2010, 1 << 20, entries, 64), 10);
+    ck_assert_uint_eq(store_fetch(s, 2000, 2010, 1 << 20, entries, 64), 0);
+}
+END_TEST
+
+/* Whatever was deleted when the process stopped, the rest goes in its next life. */
+START_TEST(a_cut_goes_on_after_a_restart) {
+    append(1, 4000);
+    wait_durable(batches);
+    store_cut(s, 3900);
+    const struct paxos_output out = {.save_lease_ms = 1};
+    store_save(s, ++batches, &out, NULL); /* with this one at the latest the cut is durable */
+    checkpoint_slot = 3900;
+    reopen();
+    ck_assert_msg(replay() == 0, "%s", error);
+    ck_assert_uint_eq(replayed, 3997);
+    batches = 0;
+    wait_cut(3900);
+    ck_assert_uint_eq(store_first_slot(s), 3901);
+    reopen();
+    ck_assert_msg(replay() == 0, "%s", error);
+}
+END_TEST
+
+START_TEST(a_log_without_its_checkpoint_is_refused) {
+    append(1, 100);
+    store_cut(s, 50);
+    wait_durable(batches);
+    wait_cut(50);
+    store_close(s);
+    ck_assert_msg(try_open() == 0, "%s", error);
+    ck_assert_int_eq(store_start_after(s, 0, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "there is no checkpoint of slot 50") != NULL && strstr(error, directory) != NULL, "%s",
+                  error);
+    ck_assert_int_eq(store_start_after(s, 49, error, sizeof error), -1);
+    ck_assert_msg(strstr(error, "only of slot 49") != NULL, "%s", error);
+    ck_assert_int_eq(store_start_after(s, 50, error, sizeof error), 0);
+}
+END_TEST
+
+/* A checkpoint that came from a peer: what the log has up to its slot may be anything, and is nobody's any more. */
+START_TEST(a_checkpoint_ahead_of_the_log_is_believed) {
+    struct replica_saved saved;
+    struct paxos_entry entries[64];
+    replayed_round = 5;
+    for (paxos_slot slot = 1; slot <= 40; slot += slot < 20 ? 1 : 3)
+        save_entry(++batches, slot, 5, slot < 20 && _i == 0 ? slot : 0);
+    wait_durable(batches);
+    checkpoint_slot = 30;
+    for (int life = 0; life < 2; life++) {
+        reopen();
+        store_saved(s, &saved);
+        ck_assert_uint_eq(saved.paxos.chosen, 30);
+        ck_assert_uint_eq(saved.paxos.accepted_count, 3);
+        ck_assert_uint_eq(saved.paxos.accepted[0].slot, 32);
+        ck_assert(slice_equal(saved.paxos.accepted[0].value, value_of(32, 5)));
+        ck_assert_msg(replay() == 0, "%s", error);
+        ck_assert_uint_eq(replayed, 30);
+        ck_assert_uint_eq(store_fetch(s, 5, 40, 1 << 20, entries, 64), 0);
+        batches = 0;
+        if (life == 0) wait_cut(30);
+        save_entry(++batches, 7, 5, 0); /* comes late */
+        wait_durable(batches);
+        ck_assert_uint_eq(store_first_slot(s), 32);
+    }
+    checkpoint_slot = 29; /* it was durable as well */
+    store_close(s);
+    ck_assert_msg(try_open() == 0, "%s", error);
+    ck_assert_int_eq(store_start_after(s, checkpoint_slot, error, sizeof error), -1);
+}
+END_TEST
+
+/* Generations of log, entries from none to many pages long: the file stops growing after the first few. */
+START_TEST(the_file_does_not_grow) {
+    enum { GENERATIONS = 3000, SLOTS = 16 };
+    struct store_config config = config_of();
+    struct stat st;
+    off_t early = 0;
+    store_close(s);
+    remove_directory();
+    if (access("/dev/shm", W_OK) == 0) { /* thousands of commits, and nothing here is about their durability */
+        snprintf(directory, sizeof directory, "/dev/shm/test_store.XXXXXX");
+        ck_assert_ptr_nonnull(mkdtemp(directory));
+    }
+    config.map_bytes = 4 * 1024 * 1024;
+    ck_assert_msg(store_open(&config, &s, error, sizeof error) == 0, "%s", error);
+    const uint64_t room = store_room_bytes(s);
+    snprintf(data_path, sizeof data_path, "%s/log/data.mdb", directory);
+    for (paxos_slot generation = 1; generation <= GENERATIONS; generation++) {
+        for (paxos_slot slot = (generation - 1) * SLOTS + 1; slot <= generation * SLOTS; slot++) {
+            const struct paxos_entry entry = {.slot = slot, .ballot = {5, 2}, .value = value_of(slot % 977, 5)};
+            const struct paxos_output out = {.saves = &entry, .save_count = 1, .save_chosen = slot};
+            store_save(s, ++batches, &out, NULL);
+        }
+        wait_durable(batches);
+        if (generation > 1) store_cut(s, (generation - 1) * SLOTS - 3);
+        if (generation == GENERATIONS / 10) {
+            ck_assert_int_eq(stat(data_path, &st), 0);
+            early = st.st_size;
+        }
+    }
+    ck_assert_int_eq(stat(data_path, &st), 0);
+    ck_assert_msg(st.st_size <= early + early / 8, "%lld bytes, and %lld early on", (long long)st.st_size,
+                  (long long)early);
+    wait_cut((GENERATIONS - 1) * SLOTS - 3);
+    ck_assert_uint_gt(store_room_bytes(s), room - 128 * 1024); /* what was given back counts */
+    ck_assert_uint_le(store_room_bytes(s), room);
+}
+END_TEST
+
 /* ---- damage ---- */
 
 static char *image;
 static size_t image_bytes;
-static char data_path[128];
 
 static void take_image(void) {
     struct stat st;
@@ -392,11 +535,11 @@ END_TEST
 /* Every byte of the record "state", in every copy that lies around. */
 static void flip_state(size_t offset) {
     for (size_t at = 0; at + 256 < image_bytes; at++)
-        if (memcmp(image + at, "HLF1", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
+        if (memcmp(image + at, "HLF2", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
     put_image(image, image_bytes);
 }
 START_TEST(a_flipped_byte_of_the_state_is_refused) {
-    const size_t state_bytes = 8 + 4 + 8 + 2 + 2 + 10 + 4 + 8 + 8 + 16 + 8 + 2 + 8 * PAXOS_NODES_MAX;
+    const size_t state_bytes = 8 + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 16 + 8 + 2 + 8 * PAXOS_NODES_MAX;
     take_image();
     ck_assert_int_eq(refusals(flip_state, 0, state_bytes, 1), (int)state_bytes);
     free(image);
@@ -494,6 +637,12 @@ int main(void) {
     tcase_add_test(use, a_directory_that_cannot_be_made_is_named);
     tcase_add_test(use, a_full_map_fails_once_and_names_the_key);
     tcase_add_test(use, an_empty_file_is_a_first_start);
+    tcase_set_timeout(use, 60);
+    tcase_add_test(use, a_cut_log_begins_after_the_cut);
+    tcase_add_test(use, a_cut_goes_on_after_a_restart);
+    tcase_add_test(use, a_log_without_its_checkpoint_is_refused);
+    tcase_add_loop_test(use, a_checkpoint_ahead_of_the_log_is_believed, 0, 2);
+    tcase_add_test(use, the_file_does_not_grow);
     suite_add_tcase(suite, use);
     tcase_add_checked_fixture(damage, setup, teardown);
     tcase_set_timeout(damage, 60);
