@@ -11,9 +11,10 @@
 #include "lockd/core/resp.h"
 
 enum {
-    QUESTION_MS = 500, /* identity questions while somebody is not admitted */
-    RESEND_MS = 1000,  /* writes that are out at a remote leader are said again */
-    REFUSED_MS = 50,   /* and after a refusal */
+    QUESTION_MS = 500,     /* identity questions while somebody is not admitted */
+    QUESTION_SOON_MS = 20, /* to one who has just asked us: not more often than this */
+    RESEND_MS = 1000,      /* writes that are out at a remote leader are said again */
+    REFUSED_MS = 50,       /* and after a refusal */
     HELD_BYTES_MAX = 128 << 20,
     CLIENT_BYTES_MAX = 64 << 20
 };
@@ -203,8 +204,9 @@ static void release_held(struct replica *r) {
 
 /* ---- identity ---- */
 
-static void ask_identity(struct replica *r, uint16_t peer) {
+static void ask_identity(struct replica *r, uint64_t now_ms, uint16_t peer) {
     struct frame frame = {.kind = FRAME_IDENTITY};
+    r->asked_ms[peer] = now_ms;
     identity_question(&r->identity, peer, &frame.identity);
     replica_send_frame(r, peer, &frame);
 }
@@ -215,7 +217,8 @@ static void identity_turn(struct replica *r, uint64_t now_ms) {
     if (now_ms < r->question_ms) return;
     r->question_ms = now_ms + QUESTION_MS;
     for (uint16_t peer = 0; peer < r->config.node_count; peer++)
-        if (peer != r->config.node && r->link_up[peer] && !identity_admitted(&r->identity, peer)) ask_identity(r, peer);
+        if (peer != r->config.node && r->link_up[peer] && !identity_admitted(&r->identity, peer))
+            ask_identity(r, now_ms, peer);
 }
 
 static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t boot,
@@ -230,6 +233,10 @@ static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, ui
         r->admitted_ms[peer] = now_ms;
     }
     if (reply) replica_send_frame(r, peer, &answer);
+    if (msg->is_answer) r->asked_ms[peer] = 0;
+    /* It can answer now, which it could not when we asked if its link to us was not up: an election may wait for it. */
+    const bool unanswered = r->asked_ms[peer] != 0 && now_ms >= r->asked_ms[peer] + QUESTION_SOON_MS;
+    if (!msg->is_answer && unanswered && !identity_admitted(&r->identity, peer)) ask_identity(r, now_ms, peer);
     if (want_save) save(r, NULL, &r->identity.record);
     if (!msg->is_answer && r->target.round > 0 && r->target.node == peer) { /* it did not listen to us before this */
         router_writes_again(r->router);

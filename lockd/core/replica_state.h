@@ -102,6 +102,7 @@ struct replica {
     uint64_t admitted_ms[PAXOS_NODES_MAX]; /* when admitted_boot was first seen */
     enum identity_problem problem[PAXOS_NODES_MAX];
     uint64_t question_ms;
+    uint64_t asked_ms[PAXOS_NODES_MAX]; /* of the question it has not answered; 0: it has */
 
     /* the origin's half */
     struct ballot target; /* whom the router's calls go to; round 0: nobody */

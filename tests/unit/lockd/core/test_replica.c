@@ -649,6 +649,25 @@ START_TEST(the_leaders_queue_has_a_limit) {
 }
 END_TEST
 
+/* A restarted node asks who the others are before their links to it are up again.  When these are, it knows at once. */
+START_TEST(a_restarted_node_is_let_in_when_the_links_are_up) {
+    start_all(3);
+    const uint16_t back = (uint16_t)((leader() + 1) % 3);
+    node_kill(back);
+    run(1000);
+    node_start(back);
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != back) replica_link_lost(nodes[i].replica, now_ms, back);
+    run(100);
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != back) replica_link_up(nodes[i].replica, now_ms, back);
+    run(10);
+    say(back, 2, "SET a 1");
+    run(120);
+    ck_assert_str_eq(take(2), "+OK\r\n");
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("replica");
     tcase_set_timeout(tc, 60);
@@ -669,6 +688,7 @@ int main(void) {
     tcase_add_loop_test(tc, a_script_comes_through_a_stream_of_writes, 0, sizeof streams / sizeof streams[0]);
     tcase_add_test(tc, a_forwarded_command_that_fits_no_batch_is_refused);
     tcase_add_test(tc, the_leaders_queue_has_a_limit);
+    tcase_add_test(tc, a_restarted_node_is_let_in_when_the_links_are_up);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
