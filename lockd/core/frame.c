@@ -6,7 +6,7 @@
 #include <xxhash.h>
 
 enum {
-    FRAME_VERSION = 1,
+    FRAME_VERSION = 2,
     SUM_BYTES = 8,
     REST_BYTES_MIN = 2, /* version, kind */
 };
@@ -35,7 +35,31 @@ static void put_ballot(struct buf *b, struct ballot ballot) {
 
 static bool get_ballot(struct wire *w, struct ballot *ret_ballot) {
     ret_ballot->round = wire_u64(w);
-    return get_node(w, &ret_ballot->node);
+    ret_ballot->node = wire_u16(w);
+    return ballot_seat(*ret_ballot) < PAXOS_NODES_MAX;
+}
+
+static void put_members(struct buf *b, const struct membership *m) {
+    wire_put_u64(b, m->slot);
+    wire_put_u16(b, m->voters);
+    wire_put_u16(b, m->learners);
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        wire_put_u16(b, m->generation[i]);
+        wire_put_u64(b, m->store_ids[i]);
+    }
+}
+
+static bool get_members(struct wire *w, struct membership *m) {
+    m->slot = wire_u64(w);
+    m->voters = wire_u16(w);
+    m->learners = wire_u16(w);
+    if ((m->voters | m->learners) >> PAXOS_NODES_MAX != 0) return false;
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        m->generation[i] = wire_u16(w);
+        m->store_ids[i] = wire_u64(w);
+        if (m->generation[i] > MEMBER_GENERATION_MAX) return false;
+    }
+    return true;
 }
 
 /* ---- kinds ---- */
@@ -62,10 +86,8 @@ static void put_identity(struct buf *b, const struct identity_msg *m) {
     wire_put_u64(b, m->asked_store);
     wire_put_u64(b, m->asked_boot);
     put_bool(b, m->stray);
-    must(m->record.node_count <= PAXOS_NODES_MAX);
     wire_put_u64(b, m->record.cluster_id);
-    wire_put_u16(b, m->record.node_count);
-    for (uint16_t i = 0; i < m->record.node_count; i++) wire_put_u64(b, m->record.store_ids[i]);
+    put_members(b, &m->record.members);
 }
 
 static bool get_identity(struct wire *w, struct identity_msg *m) {
@@ -78,10 +100,7 @@ static bool get_identity(struct wire *w, struct identity_msg *m) {
     m->asked_boot = wire_u64(w);
     if (!get_bool(w, &m->stray)) return false;
     m->record.cluster_id = wire_u64(w);
-    m->record.node_count = wire_u16(w);
-    if (m->record.node_count > PAXOS_NODES_MAX) return false;
-    for (uint16_t i = 0; i < m->record.node_count; i++) m->record.store_ids[i] = wire_u64(w);
-    return true;
+    return get_members(w, &m->record.members);
 }
 
 static void put_paxos(struct buf *b, const struct paxos_msg *m) {
@@ -89,6 +108,7 @@ static void put_paxos(struct buf *b, const struct paxos_msg *m) {
     wire_put_u8(b, (uint8_t)m->kind);
     wire_put_u16(b, m->from);
     wire_put_u16(b, m->to);
+    wire_put_u16(b, m->generation);
     put_ballot(b, m->ballot);
     put_ballot(b, m->promised);
     put_bool(b, m->granted);
@@ -97,6 +117,7 @@ static void put_paxos(struct buf *b, const struct paxos_msg *m) {
     wire_put_u64(b, m->slot_last);
     wire_put_u64(b, m->round);
     wire_put_u32(b, m->lease_ms);
+    wire_put_u64(b, m->free_bytes);
     wire_put_u32(b, m->entry_count);
     for (uint32_t i = 0; i < m->entry_count; i++) {
         wire_put_u64(b, m->entries[i].slot);
@@ -110,12 +131,15 @@ static bool get_paxos(struct wire *w, struct paxos_msg *m, struct paxos_entry *e
     if (kind < PAXOS_MSG_PREVOTE || kind >= PAXOS_MSG_KIND_END) return false;
     m->kind = (enum paxos_msg_kind)kind;
     if (!get_node(w, &m->from) || !get_node(w, &m->to)) return false;
+    m->generation = wire_u16(w);
+    if (m->generation > MEMBER_GENERATION_MAX) return false;
     if (!get_ballot(w, &m->ballot) || !get_ballot(w, &m->promised) || !get_bool(w, &m->granted)) return false;
     m->chosen = wire_u64(w);
     m->slot = wire_u64(w);
     m->slot_last = wire_u64(w);
     m->round = wire_u64(w);
     m->lease_ms = wire_u32(w);
+    m->free_bytes = wire_u64(w);
     m->entry_count = wire_u32(w);
     m->entries = entries;
     if (m->entry_count > FRAME_ENTRIES_MAX) return false;

@@ -5,7 +5,8 @@
  * A frame: u32 bytes after this field, u64 XXH3 of the rest, u8 version, u8 kind, then the fields of its kind (wire.h).
  * Pure.  Bytes from a peer are hostile: every length is checked, nothing is trusted before the checksum holds.
  *
- * What a FRAME_OK promises, so that nobody checks it again: node indexes, ballots' included, are below PAXOS_NODES_MAX;
+ * What a FRAME_OK promises, so that nobody checks it again: seats, ballots' included, are below PAXOS_NODES_MAX, masks
+ * have no other bits, generations are at most MEMBER_GENERATION_MAX (membership_makes_sense asks for more);
  * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts
  * are at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check.
  */

@@ -9,20 +9,24 @@
  *
  * What always holds:
  *   I1  "Shown empty" = the peer answered a question that names our store id and boot (a late answer to an earlier life
- * counts for nothing). I2  Only node 0 writes the record {cluster id, all store ids}, only when every node (itself
- * included) is empty, and it is durable before it is told to anybody. I3  A node adopts a record once, when its own
- * store id is in it at its own index; never replaces one. I4  A peer is admitted only if its store id is the one
- * recorded for its index and its cluster id equals ours. I5  A store that meets a record without it is an outcast until
- * its operator re-adds it: it never votes, and says so. */
+ *       counts for nothing).
+ *   I2  Only node 0 writes the founding record {cluster id, all store ids}, only when every configured node (itself
+ *       included) is empty, and it is durable before it is told to anybody.
+ *   I3  A store without a record adopts one in which its own store id sits in its own seat.  From then on only a newer
+ *       membership of the same cluster (a higher members.slot) replaces what it knows.
+ *   I4  A peer is admitted only if its store id is the one that the newest membership we know names in its seat, and
+ * its cluster id equals ours. I5  A store that the newest membership it met does not name in its seat is an outcast: it
+ * never votes, and says so, until a newer one names it (its operator added it again).  A store that holds a log but no
+ * record is damaged: being named does not help it. I6  How many nodes are configured matters only until a cluster has
+ * formed. */
 #pragma once
 #include "common/alloc.h"
+#include "lockd/core/membership.h"
 #include "lockd/core/paxos_msg.h"
-#include "lockd/core/paxos.h"
 
 struct identity_record {
-    uint64_t cluster_id; /* 0: not formed */
-    uint16_t node_count;
-    uint64_t store_ids[PAXOS_NODES_MAX];
+    uint64_t cluster_id;       /* 0: not formed, and no members */
+    struct membership members; /* the newest known */
 };
 
 /* One frame of this protocol: question (is_answer false) or answer. */
@@ -43,14 +47,14 @@ enum identity_problem {
     IDENTITY_OTHER_CLUSTER,  /* the peer belongs to another cluster */
     IDENTITY_OTHER_COUNT,    /* the peer is configured with another number of nodes */
     IDENTITY_PEER_OUTCAST,   /* the peer's store is not the one recorded for its index */
-    IDENTITY_WE_ARE_OUTCAST, /* our store is not in the record the peer showed */
+    IDENTITY_WE_ARE_OUTCAST, /* our store is not in the record the peer showed: never was, or was removed */
     IDENTITY_WRONG_NODE,     /* the peer takes us for another node, or says it is none of ours: an address is wrong
                                 somewhere */
     IDENTITY_PEER_STRAY      /* the peer's store has a log or promises but no record: damaged, it counts for nothing */
 };
 
 struct identity_config {
-    uint16_t node, node_count;
+    uint16_t node, node_count;     /* own seat; nodes configured, for the forming */
     uint64_t store_id, boot_id;    /* random; store_id durable before the first message */
     uint64_t fresh_cluster_id;     /* random: used if we are the one to form */
     struct identity_record record; /* from the store */
@@ -60,8 +64,8 @@ struct identity_config {
 struct identity { /* plain memory, no allocation */
     struct identity_config config;
     enum identity_state state;
-    bool saving; /* record chosen, not durable yet */
-    struct identity_record record;
+    bool saving;                   /* record chosen, not durable yet, and until then we belong to nobody */
+    struct identity_record record; /* an outcast's: the newest that it was in, if any */
     uint64_t
         shown_empty[PAXOS_NODES_MAX]; /* store id of the peer that showed an empty store to this boot; 0 = not yet */
     bool admitted[PAXOS_NODES_MAX];
@@ -77,8 +81,14 @@ void identity_question(const struct identity *id, uint16_t to, struct identity_m
  * change. */
 enum identity_problem identity_step(struct identity *id, const struct identity_msg *msg, bool *ret_reply,
                                     struct identity_msg *ret_answer, bool *ret_save);
-/* The record is durable: state becomes FORMED.  Peers are admitted by their next answers. */
-void identity_saved(struct identity *id);
+/* The record, or a newer membership in it, is durable.  True: by that we became FORMED, or came back from being an
+ * outcast; peers are admitted by their next answers. */
+bool identity_saved(struct identity *id);
+/* Our own log says so: the newest membership that was applied.  True: it is news; make *record durable and call
+ * identity_saved.  If it does not name our store in our seat, we are an outcast from now on. */
+bool identity_members(struct identity *id, const struct membership *members);
+/* The generation of our store by the record; 0 without one. */
+uint16_t identity_generation(const struct identity *id);
 /* A one-node cluster has nobody to ask: true once, when the record should be saved right after init. */
 bool identity_forms_alone(struct identity *id);
 /* The link to that peer is gone: neither admitted nor shown empty until it shows itself again. */

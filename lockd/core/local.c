@@ -1,4 +1,5 @@
 #include "lockd/core/local.h"
+#include "lockd/core/membership.h"
 #include "lockd/core/resp.h"
 
 static void error_not_integer(struct buf *reply) {
@@ -132,7 +133,7 @@ static void info(const struct local_view *view, uint32_t argc, const struct slic
                    "# Replication\r\nrole:master\r\nconnected_slaves:0\r\nholdfast_role:%s\r\nleader:%d\r\n"
                    "leader_address:%s\r\nballot:%llu.%u\r\napplied:%llu\r\nrevision:%llu\r\n\r\n",
                    view->role, view->leader < 0 ? 0 : view->leader + 1, address(view, view->leader),
-                   (unsigned long long)view->ballot.round, view->ballot.node + 1u,
+                   (unsigned long long)view->ballot.round, ballot_seat(view->ballot) + 1u,
                    (unsigned long long)keyspace_slot(view->keyspace),
                    (unsigned long long)keyspace_revision(view->keyspace));
     if (wants(argc, argv, "HOLDFAST"))
@@ -178,7 +179,7 @@ static void map_hex(struct buf *reply, const char *name, uint64_t value) {
 
 static void node_status(const struct local_view *view, struct buf *reply) {
     struct buf ballot = {.alloc = reply->alloc};
-    buf_printf(&ballot, "%llu.%u", (unsigned long long)view->ballot.round, view->ballot.node + 1u);
+    buf_printf(&ballot, "%llu.%u", (unsigned long long)view->ballot.round, ballot_seat(view->ballot) + 1u);
     resp_array(reply, 24);
     map_number(reply, "node", view->node + 1u);
     map_number(reply, "nodes", view->node_count);

@@ -37,7 +37,7 @@ enum {
     RETRY_MS_MAX = 1000,
     BACKOFF_MAX = 4
 };
-static const uint64_t NUMBER_MAX = UINT64_C(1) << 62; /* rounds and slots: the next one can always be counted */
+static const uint64_t NUMBER_MAX = PAXOS_NUMBER_MAX;
 
 struct value {
     uint32_t refs;
@@ -96,7 +96,8 @@ struct paxos {
     uint64_t lease_batch;
     struct ballot bound; /* we promise no other node before bound_until_ms */
     uint64_t bound_until_ms, restart_until_ms;
-    struct { /* ACCEPTED in the making: accepts of one turn are answered once */
+    struct ballot released; /* handed over by its leader: what still comes of it grants nothing */
+    struct {                /* ACCEPTED in the making: accepts of one turn are answered once */
         bool active;
         uint16_t to;
         struct ballot ballot;
@@ -115,10 +116,18 @@ struct paxos {
     struct {
         uint64_t batch;
         paxos_slot chosen;
+        uint64_t given_ms;
     } stored_after[STORED_MAX]; /* once `batch` is durable, the store holds the chosen value of every slot up to
                                    `chosen` */
     uint32_t stored_count;
-    paxos_slot stored;
+    paxos_slot stored, cut;
+    uint64_t free_bytes;
+
+    /* configurations: [0] governs chosen + 1, [1] was applied and does not govern yet.  What was handed out up to
+     * `known` has been applied by the caller, so every configuration up to there is here. */
+    struct membership members[2];
+    bool pending;
+    paxos_slot handed, known;
 
     /* follower */
     struct ballot leader;
@@ -132,7 +141,8 @@ struct paxos {
     uint64_t nonce;      /* of the pre-vote */
     uint32_t failures;
     struct ballot ballot;
-    uint16_t votes;
+    struct ballot handed_over; /* by the leader before us, to us; round 0: nobody did */
+    uint16_t votes;            /* who let us ask; who promised `ballot`, and reported what it had accepted (P10) */
     uint64_t attempt_until_ms, resend_at_ms;
     uint64_t prepare_batch;
     paxos_slot covered[PAXOS_NODES_MAX]; /* how far the parts of that promise reach */
@@ -141,7 +151,7 @@ struct paxos {
     uint16_t settle_peer; /* reported settle_chosen: has it to give */
 
     /* leader */
-    bool settle_proposed;
+    bool settle_begun; /* everything up to settle_chosen is learned: the reports are being proposed */
     paxos_slot last;   /* highest slot proposed */
     paxos_slot unsent; /* lowest slot proposed and not yet in an ACCEPT; 0 none */
     paxos_slot told_chosen;
@@ -155,25 +165,28 @@ struct paxos {
     uint32_t round_count;
     bool lease_known;
     uint64_t lease_until_ms;
+    uint64_t config_round; /* the newest round when the pending configuration was learned */
     struct {
         paxos_slot chosen;
         uint64_t resend_at_ms, resend_wait_ms;
+        uint64_t heard_ms; /* its last acknowledgement under our ballot; 0: none */
+        uint64_t free_bytes;
     } peers[PAXOS_NODES_MAX];
+    struct {
+        bool active;
+        uint16_t wish; /* the seat asked for; PAXOS_NODES_MAX: any */
+        uint64_t until_ms, again_ms;
+        paxos_slot asked_at; /* `chosen` when the heir was asked how far it is */
+    } transfer;
 };
 
 /* ------------------------------------------------------------------ small things */
 
-static bool alone(const struct paxos *p) {
-    return p->config.node_count == 1;
+static uint16_t bit(uint16_t seat) {
+    return (uint16_t)(1u << seat);
 }
-static uint32_t majority(const struct paxos *p) {
-    return p->config.node_count / 2u + (BUG(14) && !alone(p) ? 0 : 1);
-}
-static bool is_majority(const struct paxos *p, uint16_t mask) {
-    return (uint32_t)__builtin_popcount(mask) >= majority(p);
-}
-static uint16_t bit(uint16_t node) {
-    return (uint16_t)(1u << node);
+static uint32_t bits(uint16_t mask) {
+    return (uint32_t)__builtin_popcount(mask);
 }
 static uint64_t max64(uint64_t a, uint64_t b) {
     return a > b ? a : b;
@@ -218,6 +231,55 @@ static void value_drop(struct paxos *p, struct value *v) {
 }
 static struct slice value_slice(const struct value *v) {
     return slice_of(v->data, v->bytes);
+}
+
+/* ------------------------------------------------------------------ configurations (P10) */
+
+static const struct membership *newest(const struct paxos *p) {
+    return &p->members[p->pending ? 1 : 0];
+}
+/* Which one governs that slot; true only up to known + config_delay. */
+static const struct membership *governs(const struct paxos *p, paxos_slot slot) {
+    const bool later = p->pending && slot >= p->members[1].slot + p->config.config_delay;
+    return &p->members[later ? 1 : 0];
+}
+/* Everybody the configurations in force name, ourselves left out. */
+static uint16_t others(const struct paxos *p) {
+    uint16_t mask = p->members[0].voters | p->members[0].learners;
+    if (p->pending) mask |= p->members[1].voters | p->members[1].learners;
+    return mask & (uint16_t)~bit(p->config.node);
+}
+static uint16_t other_voters(const struct paxos *p) {
+    return (uint16_t)(p->members[0].voters | (p->pending ? p->members[1].voters : 0)) & (uint16_t)~bit(p->config.node);
+}
+static bool alone(const struct paxos *p) {
+    return others(p) == 0;
+}
+static bool votes_in(const struct paxos *p, const struct membership *m, uint16_t seat) {
+    return (m->voters & bit(seat)) && (seat != p->config.node || m->generation[seat] == p->config.generation);
+}
+/* We may campaign: the configuration that governs the next slot is known from the log, and our store votes in it. */
+static bool may_campaign(const struct paxos *p) {
+    const struct membership *m = &p->members[0];
+    return votes_in(p, m, p->config.node) && m->slot <= p->chosen;
+}
+static uint32_t majority(const struct membership *m) {
+    return bits(m->voters) / 2u + (BUG(14) && bits(m->voters) > 1 ? 0 : 1);
+}
+/* Of one configuration: seats count, learners do not, and a seat of ours only if our store sits in it. */
+static bool is_majority_of(const struct paxos *p, const struct membership *m, uint16_t mask) {
+    if (!votes_in(p, m, p->config.node)) mask &= (uint16_t)~bit(p->config.node);
+    return bits(mask & m->voters) >= majority(m);
+}
+/* Of every configuration that governs a slot above `chosen`. */
+static bool is_majority(const struct paxos *p, uint16_t mask) {
+    return is_majority_of(p, &p->members[0], mask) && (!p->pending || is_majority_of(p, &p->members[1], mask));
+}
+/* This message is from the store that the newest configuration names in that seat.  The one before it never names
+ * another one there: a seat is free in between. */
+static bool is_member(const struct paxos *p, const struct paxos_msg *m) {
+    const struct membership *n = newest(p);
+    return (others(p) & bit(m->from)) && m->generation == n->generation[m->from];
 }
 
 /* Room for one more of `bytes` each. */
@@ -278,6 +340,8 @@ static void message_add(struct paxos *p, struct messages *to, uint16_t peer, str
     if (to->count >= SENDS_MAX) return;
     m.from = p->config.node;
     m.to = peer;
+    m.generation = p->config.generation;
+    m.free_bytes = p->free_bytes;
     to->items = room_for_one(p, to->items, to->count, &to->capacity, sizeof *to->items);
     to->firsts = room_for_one(p, to->firsts, to->count, &to->firsts_capacity, sizeof *to->firsts);
     to->firsts[to->count] = 0;
@@ -295,8 +359,8 @@ static void send_fact(struct paxos *p, uint16_t peer, struct paxos_msg m) {
     message_add(p, durable ? &out(p)->now : &out(p)->after, peer, m);
 }
 static void send_to_all_now(struct paxos *p, struct paxos_msg m) {
-    for (uint16_t i = 0; i < p->config.node_count; i++) {
-        if (i != p->config.node) send_now(p, i, m);
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (others(p) & bit(i)) send_now(p, i, m);
     }
 }
 /* A message whose entries are parts[first .. count). */
@@ -333,6 +397,8 @@ static void follow(struct paxos *p, uint64_t wait_ms) {
     p->heartbeat_due = false;
     p->lease_known = false;
     p->confirmed = 0;
+    p->transfer.active = false;
+    p->handed_over = (struct ballot){0};
     p->election_at_ms = p->now_ms + wait_ms + jitter(p);
 }
 static bool leads(const struct paxos *p) {
@@ -408,12 +474,23 @@ static void update_stored(struct paxos *p) {
     if (p->stored_count == 0 && !outbox_writes(out(p))) p->stored = p->chosen;
 }
 
+static void configuration_governs(struct paxos *p);
+
+/* The pending configuration takes effect when its first slot is the next one. */
+static void roll(struct paxos *p) {
+    if (!p->pending || p->chosen + 1 < p->members[1].slot + p->config.config_delay) return;
+    p->members[0] = p->members[1];
+    p->pending = false;
+    configuration_governs(p);
+}
+
 static void hand_out(struct paxos *p, struct cell *c) {
     must(c->slot == p->chosen + 1);
     entry_add(p, &out(p)->applies, out(p), c->slot, c->ballot, value_ref(c->value));
     cell_clear(p, c);
     p->chosen++;
     p->progress_ms = p->now_ms;
+    roll(p);
 }
 
 static void settle(struct paxos *p);
@@ -451,7 +528,7 @@ static void take_claim(struct paxos *p, struct ballot ballot, paxos_slot chosen)
 /* Who has chosen values that we lack, if anybody. */
 static bool behind(const struct paxos *p, uint16_t *ret_peer) {
     if (p->role == PAXOS_FOLLOWER && p->claim.chosen > p->chosen) {
-        *ret_peer = p->claim.ballot.node;
+        *ret_peer = ballot_seat(p->claim.ballot);
         return true;
     }
     if (p->role == PAXOS_SETTLING && p->settle_chosen > p->chosen) {
@@ -496,16 +573,27 @@ static void lease_from(struct paxos *p, uint64_t sent_ms) {
     p->lease_until_ms = max64(p->lease_until_ms, sent_ms + lease - cut);
 }
 
-/* The newest round that a majority acknowledged. */
-static void update_confirmed(struct paxos *p) {
+/* What the best majority of that configuration has at least. */
+static uint64_t majority_has(const struct paxos *p, const struct membership *m, const uint64_t *by_seat) {
     uint64_t sorted[PAXOS_NODES_MAX];
-    const uint32_t n = p->config.node_count;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = i;
-        for (; at > 0 && sorted[at - 1] < p->acked[i]; at--) sorted[at] = sorted[at - 1];
-        sorted[at] = p->acked[i];
+    uint32_t n = 0;
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (!(m->voters & bit(i))) continue;
+        const uint64_t has = i != p->config.node || votes_in(p, m, i) ? by_seat[i] : 0;
+        uint32_t at = n++;
+        for (; at > 0 && sorted[at - 1] < has; at--) sorted[at] = sorted[at - 1];
+        sorted[at] = has;
     }
-    const uint64_t round = sorted[majority(p) - 1];
+    return sorted[majority(m) - 1];
+}
+static uint64_t majorities_have(const struct paxos *p, const uint64_t *by_seat) {
+    const uint64_t now = majority_has(p, &p->members[0], by_seat);
+    return p->pending ? min64(now, majority_has(p, &p->members[1], by_seat)) : now;
+}
+
+/* The newest round that a majority of every configuration in force acknowledged. */
+static void update_confirmed(struct paxos *p) {
+    const uint64_t round = majorities_have(p, p->acked);
     if (round <= p->confirmed) return;
     p->confirmed = round;
     /* The table may have been thinned: an earlier round was sent earlier, so it only makes the lease shorter. */
@@ -535,6 +623,11 @@ static void new_round(struct paxos *p) {
 
 static void peer_acked(struct paxos *p, const struct paxos_msg *m) {
     p->peers[m->from].chosen = max64(p->peers[m->from].chosen, m->chosen);
+    p->peers[m->from].heard_ms = p->now_ms;
+    p->peers[m->from].free_bytes = m->free_bytes;
+    /* Once we are LEADING nobody has accepted anything above settle_top under a lower ballot that could still be chosen
+     * there: who follows this ballot has promised it, and has nothing to report that we lack (P10). */
+    if (p->role == PAXOS_LEADING) p->votes |= bit(m->from);
     const uint64_t round = BUG(12) ? p->round_last : m->round;
     if (round > p->acked[m->from]) {
         p->acked[m->from] = round;
@@ -545,7 +638,16 @@ static void peer_acked(struct paxos *p, const struct paxos_msg *m) {
 /* ------------------------------------------------------------------ leading: proposals */
 
 static void mark_chosen(struct paxos *p, struct cell *c) {
-    if (is_majority(p, c->acks)) c->chosen = true;
+    if (is_majority_of(p, governs(p, c->slot), c->acks)) c->chosen = true;
+}
+
+/* The highest slot we may propose: its configuration is known from the log, and a majority of it has promised. */
+static paxos_slot propose_limit(const struct paxos *p) {
+    paxos_slot limit = p->known + p->config.config_delay;
+    if (!is_majority_of(p, &p->members[0], p->votes)) return p->chosen;
+    if (p->pending && !is_majority_of(p, &p->members[1], p->votes))
+        limit = min64(limit, p->members[1].slot + p->config.config_delay - 1);
+    return limit;
 }
 
 /* Takes over one reference. */
@@ -556,33 +658,37 @@ static void propose(struct paxos *p, paxos_slot slot, struct value *v) {
     if (p->unsent == 0) p->unsent = slot;
 }
 
-/* Everything the promises reported above what is chosen, the highest ballot per slot, gaps filled with nothing. */
+/* Everything the promises reported above what is chosen, the highest ballot per slot, gaps filled with nothing; as far
+ * as the configurations are known. */
 static void propose_reports(struct paxos *p) {
-    p->settle_proposed = true;
-    p->last = p->chosen;
-    for (paxos_slot s = p->chosen + 1; s <= p->settle_top; s++) {
+    const paxos_slot limit = min64(p->settle_top, propose_limit(p));
+    while (p->last < limit) {
+        const paxos_slot s = p->last + 1;
         struct cell *c = cell_at(&p->best, s);
         propose(p, s, c != NULL && !(BUG(7) && (s & 1)) ? value_ref(c->value) : value_new(p, slice_of(NULL, 0)));
+        if (c != NULL) cell_clear(p, c);
     }
-    window_clear(p, &p->best);
 }
 
 static void settle(struct paxos *p) {
-    if (!p->settle_proposed) {
-        if (p->chosen < p->settle_chosen) return;
-        propose_reports(p);
+    if (p->chosen < p->settle_chosen) return;
+    if (!p->settle_begun) {
+        p->settle_begun = true;
+        p->last = p->chosen;
     }
-    if (p->chosen >= p->settle_top) {
-        p->role = PAXOS_LEADING;
-        p->failures = 0;
-    }
+    propose_reports(p);
+    /* A configuration among what was just chosen may need other promises than ours: first it must be known. */
+    if (p->known < p->settle_top) return;
+    window_clear(p, &p->best);
+    p->role = PAXOS_LEADING;
+    p->failures = 0;
 }
 
 /* A majority has promised: from here on nobody can choose anything under a lower ballot. */
 static void begin_settling(struct paxos *p) {
     p->role = PAXOS_SETTLING;
     p->leader_known = false;
-    p->settle_proposed = false;
+    p->settle_begun = false;
     p->unsent = 0;
     p->told_chosen = p->chosen;
     p->settle_top = max64(p->settle_chosen, p->chosen);
@@ -607,10 +713,12 @@ static void begin_settling(struct paxos *p) {
     p->catchup_wait_ms = retry_ms(p);
     for (uint32_t i = 0; i < PAXOS_NODES_MAX; i++) {
         p->acked[i] = 0;
-        p->peers[i].chosen = 0;
+        p->peers[i].chosen = p->peers[i].heard_ms = 0;
         p->peers[i].resend_at_ms = 0;
         p->peers[i].resend_wait_ms = 2 * retry_ms(p);
     }
+    p->config_round = 0;
+    p->transfer.again_ms = 0;
     new_round(p);
     advance(p);
     catch_up(p);
@@ -640,7 +748,7 @@ static uint32_t send_accepts(struct paxos *p, uint16_t mask, paxos_slot first, p
             entry_add(p, &o->parts, o, s, p->ballot, value_ref(c->value));
         }
         if (o->parts.count == begin) break;
-        for (uint16_t i = 0; i < p->config.node_count; i++) {
+        for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
             if (!(mask & bit(i))) continue;
             send_parts(p, &o->now, i,
                        (struct paxos_msg){.kind = PAXOS_MSG_ACCEPT,
@@ -670,13 +778,15 @@ static void resend(struct paxos *p, uint16_t peer) {
 /* ------------------------------------------------------------------ asking for votes */
 
 static struct ballot next_ballot(const struct paxos *p) {
-    return (struct ballot){.round = max64(p->promised.round, p->seen_round) + 1, .node = p->config.node};
+    return (struct ballot){.round = max64(p->promised.round, p->seen_round) + 1,
+                           .node = member_number(p->config.node, p->config.generation)};
 }
 
 static void send_prevotes(struct paxos *p) {
     p->resend_at_ms = p->now_ms + retry_ms(p);
-    for (uint16_t i = 0; i < p->config.node_count; i++) {
-        if (p->votes & bit(i)) continue;
+    const uint16_t mask = other_voters(p) & (uint16_t)~p->votes;
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (!(mask & bit(i))) continue;
         send_now(
             p, i,
             (struct paxos_msg){.kind = PAXOS_MSG_PREVOTE, .ballot = p->ballot, .chosen = p->chosen, .round = p->nonce});
@@ -684,9 +794,11 @@ static void send_prevotes(struct paxos *p) {
 }
 static void send_prepares(struct paxos *p) {
     p->resend_at_ms = p->now_ms + 2 * retry_ms(p);
-    for (uint16_t i = 0; i < p->config.node_count; i++) {
-        if (i == p->config.node || (p->votes & bit(i))) continue;
-        const struct paxos_msg m = {.kind = PAXOS_MSG_PREPARE, .ballot = p->ballot, .chosen = p->chosen};
+    const uint16_t mask = other_voters(p) & (uint16_t)~p->votes;
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (!(mask & bit(i))) continue;
+        const struct paxos_msg m = {
+            .kind = PAXOS_MSG_PREPARE, .ballot = p->ballot, .chosen = p->chosen, .promised = p->handed_over};
         if (BUG(5))
             send_now(p, i, m);
         else
@@ -713,16 +825,30 @@ static void begin_preparing(struct paxos *p) {
     send_prepares(p);
 }
 
+/* A ballot of our own above every one heard of; false: there is none. */
+static bool take_next_ballot(struct paxos *p) {
+    p->ballot = next_ballot(p);
+    if (p->ballot.round > NUMBER_MAX) halt(p, "no ballot above the ones in use");
+    return p->role != PAXOS_HALTED;
+}
+
+/* The disk holds a transaction for too long: others do better (P10 has nothing to do with it; RELIABILITY: a leader
+ * whose disk hangs still sends heartbeats). */
+static bool stalled(const struct paxos *p) {
+    return p->config.stall_ms > 0 && p->stored_count > 0 &&
+           p->now_ms >= p->stored_after[0].given_ms + p->config.stall_ms;
+}
+
 static void begin_prevote(struct paxos *p) {
-    if (!free_for(p, p->config.node)) {
+    if (!may_campaign(p) || stalled(p)) { /* perhaps later */
+        p->election_at_ms = p->now_ms + p->config.lease_ms + jitter(p);
+        return;
+    }
+    if (!free_for(p, member_number(p->config.node, p->config.generation))) {
         p->election_at_ms = max64(p->restart_until_ms, p->bound_until_ms) + jitter(p);
         return;
     }
-    p->ballot = next_ballot(p);
-    if (p->ballot.round > NUMBER_MAX) {
-        halt(p, "no ballot above the ones in use");
-        return;
-    }
+    if (!take_next_ballot(p)) return;
     p->role = PAXOS_PREVOTING;
     p->leader_known = false;
     p->nonce++;
@@ -740,15 +866,112 @@ static void count_promises(struct paxos *p) {
     begin_settling(p);
 }
 
+/* ------------------------------------------------------------------ giving leadership away (P13) */
+
+/* Who may lead after us, now and once a pending configuration is in effect. */
+static uint16_t heirs(const struct paxos *p) {
+    return p->members[0].voters & newest(p)->voters & (uint16_t)~bit(p->config.node);
+}
+static bool heard_lately(const struct paxos *p, uint16_t seat) {
+    return p->peers[seat].heard_ms > 0 && p->now_ms < p->peers[seat].heard_ms + p->config.lease_ms;
+}
+/* The one that has most, of those that answer; PAXOS_NODES_MAX: nobody does. */
+static uint16_t best_heir(const struct paxos *p) {
+    uint16_t best = PAXOS_NODES_MAX;
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (!(heirs(p) & bit(i)) || !heard_lately(p, i)) continue;
+        if (best == PAXOS_NODES_MAX || p->peers[i].chosen > p->peers[best].chosen) best = i;
+    }
+    return best;
+}
+
+static void release(struct paxos *p, struct ballot ballot);
+
+/* From here on nothing is served or proposed under this ballot. */
+static void hand_over(struct paxos *p, uint16_t heir) {
+    const struct paxos_msg m = {.kind = PAXOS_MSG_RELEASE, .ballot = p->ballot, .chosen = p->chosen};
+    send_to_all_now(p, m);
+    struct paxos_msg to_heir = m;
+    to_heir.kind = PAXOS_MSG_TRANSFER;
+    send_now(p, heir, to_heir);
+    if (BUG(34)) {
+        p->transfer.active = false;
+        return;
+    }
+    release(p, p->ballot);
+    follow(p, (uint64_t)p->config.lease_ms + p->config.election_spread_ms);
+}
+
+static void transfer_on(struct paxos *p) {
+    const uint16_t heir = p->transfer.wish < PAXOS_NODES_MAX ? p->transfer.wish : best_heir(p);
+    if (heir < PAXOS_NODES_MAX && p->chosen == p->last && (heirs(p) & bit(heir))) {
+        if (p->peers[heir].chosen >= p->chosen && heard_lately(p, heir)) {
+            hand_over(p, heir);
+            return;
+        }
+        if (p->transfer.asked_at != p->chosen) { /* it says how far it is when it is asked */
+            p->transfer.asked_at = p->chosen;
+            new_round(p);
+        }
+    }
+    if (p->now_ms < p->transfer.until_ms) return;
+    p->transfer.active = false;
+    p->transfer.again_ms = p->now_ms + 2 * (uint64_t)p->config.lease_ms;
+    if (!votes_in(p, &p->members[0], p->config.node)) follow(p, p->config.lease_ms); /* the voters choose among them */
+}
+static void transfer_begin(struct paxos *p, uint16_t wish) {
+    p->transfer.active = true;
+    p->transfer.wish = wish;
+    p->transfer.asked_at = UINT64_MAX;
+    p->transfer.until_ms = p->now_ms + 2 * (uint64_t)p->config.lease_ms;
+}
+/* We are no voter any more, or our disk is sick: somebody else should lead. */
+static bool should_go(const struct paxos *p) {
+    return !votes_in(p, &p->members[0], p->config.node) || stalled(p);
+}
+
+/* A pending configuration takes effect only as slots are chosen: empty ones if nobody has work.  Half of the places
+ * stay free for those who have. */
+static void bring_into_effect(struct paxos *p) {
+    if (!p->pending || BUG(41)) return;
+    const paxos_slot need = min64(p->members[1].slot + p->config.config_delay - 1, propose_limit(p));
+    const paxos_slot most = p->chosen + (p->config.inflight_max + 1) / 2;
+    while (p->last < need && p->last < most) propose(p, p->last + 1, value_new(p, slice_of(NULL, 0)));
+}
+
+/* What a leader does of itself, once per take. */
+static void tend(struct paxos *p) {
+    if (p->role == PAXOS_SETTLING) settle(p);
+    if (p->role != PAXOS_LEADING || alone(p)) return;
+    if (!p->transfer.active) bring_into_effect(p);
+    if (!p->transfer.active && should_go(p) && p->now_ms >= p->transfer.again_ms) transfer_begin(p, PAXOS_NODES_MAX);
+    if (p->transfer.active) transfer_on(p);
+}
+/* When tend has something to look at besides what comes in. */
+static uint64_t tend_at(const struct paxos *p) {
+    if (p->role != PAXOS_LEADING || alone(p)) return UINT64_MAX;
+    if (p->transfer.active) return p->transfer.until_ms;
+    if (should_go(p)) return p->transfer.again_ms;
+    if (p->config.stall_ms == 0 || p->stored_count == 0) return UINT64_MAX;
+    return max64(p->stored_after[0].given_ms + p->config.stall_ms, p->transfer.again_ms);
+}
+
 /* ------------------------------------------------------------------ messages: acceptor */
 
+/* We know more of the log than who asks, and there it is no voter any more: it would campaign in vain. */
+static bool was_removed(const struct paxos *p, const struct paxos_msg *m) {
+    const struct membership *n = newest(p);
+    if (m->chosen >= p->chosen) return false;
+    return !(others(p) & bit(m->from)) || m->generation != n->generation[m->from];
+}
+
 static void on_prevote(struct paxos *p, const struct paxos_msg *m) {
-    const bool leader_near = hears_leader(p, p->now_ms) && p->leader.node != m->from;
+    const bool leader_near = hears_leader(p, p->now_ms) && p->leader.node != m->ballot.node;
     /* somebody else was promised a moment ago: let that one finish */
-    const bool rival_near = p->promised.round > 0 && p->promised.node != m->from && p->promise_ms > 0 &&
+    const bool rival_near = p->promised.round > 0 && p->promised.node != m->ballot.node && p->promise_ms > 0 &&
                             p->now_ms < p->promise_ms + p->config.lease_ms;
-    const bool granted =
-        ballot_compare(m->ballot, p->promised) > 0 && free_for(p, m->from) && !leader_near && !rival_near && !leads(p);
+    const bool granted = ballot_compare(m->ballot, p->promised) > 0 && free_for(p, m->ballot.node) && !leader_near &&
+                         !rival_near && !leads(p) && !was_removed(p, m);
     send_fact(p, m->from,
               (struct paxos_msg){.kind = PAXOS_MSG_PREVOTE_REPLY,
                                  .ballot = m->ballot,
@@ -788,9 +1011,35 @@ static void send_promise(struct paxos *p, const struct paxos_msg *m) {
     }
 }
 
+/* The leader of `ballot` has stopped under it for good: what we granted it binds us no more, and nothing else we
+ * granted is touched (P13).  What that leader granted before it, it had outlived when it began to lead. */
+static void release(struct paxos *p, struct ballot ballot) {
+    if (ballot.round == 0) return;
+    if (ballot_compare(ballot, p->released) > 0) p->released = ballot;
+    if (ballot_equal(ballot, p->bound) || BUG(33)) p->bound_until_ms = 0;
+    if (ballot_equal(ballot, p->leader)) p->leader_known = false;
+}
+
+/* The leader hands over to us: no vote is needed before we ask for promises, it had a majority until now. */
+static bool on_transfer(struct paxos *p, const struct paxos_msg *m) {
+    release(p, m->ballot);
+    if (p->role != PAXOS_FOLLOWER || !ballot_equal(m->ballot, p->promised)) return false;
+    if (!may_campaign(p) || p->known < p->chosen || stalled(p)) return false;
+    if (!free_for(p, member_number(p->config.node, p->config.generation)) || !take_next_ballot(p)) return false;
+    p->leader_known = false;
+    p->handed_over = m->ballot;
+    begin_preparing(p);
+    return true;
+}
+static void on_release(struct paxos *p, const struct paxos_msg *m) {
+    release(p, m->ballot);
+    if (p->role == PAXOS_FOLLOWER) p->election_at_ms = p->now_ms + p->config.lease_ms + jitter(p); /* the heir first */
+}
+
 static void on_prepare(struct paxos *p, const struct paxos_msg *m) {
+    release(p, m->promised);
     const int order = ballot_compare(m->ballot, p->promised);
-    if (order < 0 || (order > 0 && !free_for(p, m->from))) {
+    if (order < 0 || (order > 0 && !free_for(p, m->ballot.node))) {
         refuse(p, m);
         return;
     }
@@ -812,10 +1061,11 @@ static bool hear_leader(struct paxos *p, const struct paxos_msg *m) {
     if (order > 0 && !BUG(4)) promise(p, m->ballot);
     p->failures = 0;
     follow(p, p->config.lease_ms);
+    const bool gone = ballot_equal(m->ballot, p->released);
     p->leader = m->ballot;
-    p->leader_known = true;
+    p->leader_known = !gone;
     p->leader_ms = p->now_ms;
-    if (m->round > 0 && m->lease_ms > 0) {
+    if (m->round > 0 && m->lease_ms > 0 && !gone) {
         lease_length(p, m->lease_ms);
         bind(p, m->ballot, m->lease_ms);
     }
@@ -901,13 +1151,15 @@ static void on_catchup(struct paxos *p, const struct paxos_msg *m) {
     uint32_t at = 0;
     while (at < o->fetch_count && o->fetches[at].to != m->from) at++;
     if (at == o->fetch_count) o->fetch_count++;
-    o->fetches[at] = (struct paxos_fetch){.to = m->from, .from_slot = m->slot, .to_slot = top};
+    o->fetches[at] =
+        (struct paxos_fetch){.to = m->from, .snapshot = m->slot <= p->cut, .from_slot = m->slot, .to_slot = top};
 }
 
 /* ------------------------------------------------------------------ messages: candidate, leader, learner */
 
 static bool on_prevote_reply(struct paxos *p, const struct paxos_msg *m) {
     if (p->role != PAXOS_PREVOTING || m->round != p->nonce || !ballot_equal(m->ballot, p->ballot)) return false;
+    if (!is_member(p, m)) return false;
     if (m->granted || BUG(19)) {
         p->votes |= bit(m->from);
         if (is_majority(p, p->votes)) begin_preparing(p);
@@ -946,7 +1198,8 @@ static bool promise_makes_sense(const struct paxos *p, const struct paxos_msg *m
 
 static bool on_promise(struct paxos *p, const struct paxos_msg *m) {
     if (p->role != PAXOS_PREPARING || (!ballot_equal(m->ballot, p->ballot) && !BUG(16))) return false;
-    if (!promise_makes_sense(p, m)) return false;
+    if (!is_member(p, m) || !promise_makes_sense(p, m)) return false;
+    p->peers[m->from].free_bytes = m->free_bytes;
     if (m->slot > m->chosen + 1 && m->slot > p->covered[m->from] + 1) return false; /* a part before it was lost */
     if (m->chosen > p->settle_chosen && !BUG(17)) {
         for (uint32_t i = 0; i < p->best.capacity; i++) {
@@ -968,7 +1221,7 @@ static bool on_promise(struct paxos *p, const struct paxos_msg *m) {
 /* Somebody promised a higher ballot than the one we lead or try to lead under: it will not help us, and it hears
  * nobody until a ballot above its own exists.  A leader asks for one at once; its followers let it. */
 static bool on_refuse(struct paxos *p, const struct paxos_msg *m) {
-    if (p->role < PAXOS_PREPARING || !ballot_equal(m->ballot, p->ballot)) return false;
+    if (p->role < PAXOS_PREPARING || !ballot_equal(m->ballot, p->ballot) || !is_member(p, m)) return false;
     see_round(p, m->promised);
     if (ballot_compare(m->promised, p->ballot) <= 0) return true; /* bound by a lease: it ends */
     const bool led = leads(p);
@@ -980,7 +1233,7 @@ static bool on_refuse(struct paxos *p, const struct paxos_msg *m) {
 
 static bool on_accepted(struct paxos *p, const struct paxos_msg *m) {
     if (!leads(p) || !ballot_equal(m->ballot, p->ballot) || m->round > p->round_last || m->slot == 0 ||
-        m->slot > m->slot_last) {
+        m->slot > m->slot_last || !is_member(p, m)) {
         return false;
     }
     peer_acked(p, m);
@@ -1000,7 +1253,7 @@ static bool on_accepted(struct paxos *p, const struct paxos_msg *m) {
 }
 
 static bool on_heartbeat_ack(struct paxos *p, const struct paxos_msg *m) {
-    if (!leads(p) || !ballot_equal(m->ballot, p->ballot) || m->round > p->round_last) return false;
+    if (!leads(p) || !ballot_equal(m->ballot, p->ballot) || m->round > p->round_last || !is_member(p, m)) return false;
     peer_acked(p, m);
     resend(p, m->from);
     return true;
@@ -1018,7 +1271,7 @@ static bool on_chosen(struct paxos *p, const struct paxos_msg *m) {
         see_round(p, e->ballot);
         /* Chosen above the ballot we try to lead under: that is over. */
         if (p->role >= PAXOS_PREPARING && ballot_compare(e->ballot, p->ballot) > 0) follow(p, 0);
-        if (leads(p) && p->settle_proposed) break; /* what we propose is at least as new */
+        if (leads(p) && p->settle_begun) break; /* what we propose is at least as new */
         if (!learn(p, e)) return true;
     }
     if (p->chosen == before) return false;
@@ -1030,26 +1283,30 @@ static bool on_chosen(struct paxos *p, const struct paxos_msg *m) {
 
 /* ------------------------------------------------------------------ what may come in */
 
-static bool ballot_makes_sense(const struct paxos *p, struct ballot b) {
-    return b.round <= NUMBER_MAX && b.node < p->config.node_count;
+static bool ballot_makes_sense(struct ballot b) {
+    return b.round <= NUMBER_MAX && ballot_seat(b) < PAXOS_NODES_MAX;
 }
 static bool message_makes_sense(const struct paxos *p, const struct paxos_msg *m) {
-    if (m->from >= p->config.node_count || m->from == p->config.node || m->to != p->config.node) return false;
-    if (!ballot_makes_sense(p, m->ballot) || !ballot_makes_sense(p, m->promised)) return false;
+    const uint16_t own = member_number(p->config.node, p->config.generation);
+    if (m->from >= PAXOS_NODES_MAX || m->from == p->config.node || m->to != p->config.node) return false;
+    if (!ballot_makes_sense(m->ballot) || !ballot_makes_sense(m->promised)) return false;
     if (m->chosen > NUMBER_MAX || m->lease_ms > LEASE_MS_MAX) return false;
     switch (m->kind) {
     case PAXOS_MSG_PREVOTE:
     case PAXOS_MSG_PREPARE:
     case PAXOS_MSG_ACCEPT:
     case PAXOS_MSG_HEARTBEAT:
-        if (m->ballot.node != m->from || m->ballot.round == 0) return false;
+    case PAXOS_MSG_TRANSFER:
+    case PAXOS_MSG_RELEASE:
+        if (m->generation > MEMBER_GENERATION_MAX || m->ballot.round == 0) return false;
+        if (m->ballot.node != member_number(m->from, m->generation)) return false;
         break;
     case PAXOS_MSG_PREVOTE_REPLY:
     case PAXOS_MSG_PROMISE:
     case PAXOS_MSG_REFUSE:
     case PAXOS_MSG_ACCEPTED:
     case PAXOS_MSG_HEARTBEAT_ACK:
-        if (m->ballot.node != p->config.node || m->ballot.round == 0) return false;
+        if (m->ballot.node != own || m->ballot.round == 0) return false;
         break;
     case PAXOS_MSG_CATCHUP:
     case PAXOS_MSG_CHOSEN: break;
@@ -1060,7 +1317,7 @@ static bool message_makes_sense(const struct paxos *p, const struct paxos_msg *m
     for (uint32_t i = 0; i < m->entry_count; i++) {
         const struct paxos_entry *e = &m->entries[i];
         if (e->slot == 0 || e->slot > NUMBER_MAX || (i > 0 && e->slot <= m->entries[i - 1].slot)) return false;
-        if (!ballot_makes_sense(p, e->ballot) || e->ballot.round == 0) return false;
+        if (!ballot_makes_sense(e->ballot) || e->ballot.round == 0) return false;
         if (e->value.bytes > 0 && e->value.data == NULL) return false;
         if (m->kind == PAXOS_MSG_ACCEPT && !ballot_equal(e->ballot, m->ballot)) return false;
     }
@@ -1076,6 +1333,8 @@ static enum paxos_verdict on_message(struct paxos *p, const struct paxos_msg *m)
     case PAXOS_MSG_ACCEPT: on_accept(p, m); break;
     case PAXOS_MSG_HEARTBEAT: on_heartbeat(p, m); break;
     case PAXOS_MSG_CATCHUP: on_catchup(p, m); break;
+    case PAXOS_MSG_TRANSFER: taken = on_transfer(p, m); break;
+    case PAXOS_MSG_RELEASE: on_release(p, m); break;
     case PAXOS_MSG_PREVOTE_REPLY: taken = on_prevote_reply(p, m); break;
     case PAXOS_MSG_PROMISE: taken = on_promise(p, m); break;
     case PAXOS_MSG_REFUSE: taken = on_refuse(p, m); break;
@@ -1102,7 +1361,8 @@ static void on_durable(struct paxos *p, uint64_t batch) {
     const bool promise_waited = p->promise_batch > p->durable && p->promise_batch <= batch;
     p->durable = batch;
     uint32_t done = 0;
-    while (done < p->stored_count && p->stored_after[done].batch <= batch) p->stored = p->stored_after[done++].chosen;
+    while (done < p->stored_count && p->stored_after[done].batch <= batch)
+        p->stored = max64(p->stored, p->stored_after[done++].chosen);
     memmove(p->stored_after, p->stored_after + done, (p->stored_count - done) * sizeof p->stored_after[0]);
     p->stored_count -= done;
     update_stored(p);
@@ -1140,7 +1400,7 @@ static uint64_t majority_until(const struct paxos *p) {
 /* Heartbeats pass but nothing gets chosen: somebody with better links or a better disk may do it. */
 static uint64_t stall_until(const struct paxos *p) {
     const struct cell *c = cell_at(&p->log, p->chosen + 1);
-    if (!p->settle_proposed || !in_open_slots(p, c)) return UINT64_MAX;
+    if (!p->settle_begun || !in_open_slots(p, c)) return UINT64_MAX;
     return max64(c->sent_ms, p->progress_ms) + 10 * (uint64_t)p->config.lease_ms;
 }
 
@@ -1148,7 +1408,7 @@ static void lead_on(struct paxos *p) {
     if (alone(p)) return;
     if (p->now_ms >= majority_until(p)) {
         follow(p, 0);
-    } else if (p->role == PAXOS_SETTLING && !p->settle_proposed && p->now_ms >= learn_until(p)) {
+    } else if (p->role == PAXOS_SETTLING && !p->settle_begun && p->now_ms >= learn_until(p)) {
         follow(p, p->config.lease_ms);
     } else if (p->now_ms >= stall_until(p)) {
         follow(p, 2 * ((uint64_t)p->config.lease_ms + p->config.election_spread_ms));
@@ -1160,7 +1420,8 @@ static void lead_on(struct paxos *p) {
 static void on_tick(struct paxos *p) {
     switch (p->role) {
     case PAXOS_FOLLOWER:
-        if (p->now_ms >= p->election_at_ms) begin_prevote(p);
+        /* what was just handed out may hold a configuration: first the caller applies it */
+        if (p->now_ms >= p->election_at_ms && p->known == p->chosen) begin_prevote(p);
         break;
     case PAXOS_PREVOTING:
         if (p->now_ms >= p->attempt_until_ms) {
@@ -1203,7 +1464,8 @@ static uint64_t wake_at(const struct paxos *p) {
     case PAXOS_LEADING:
         if (alone(p)) break;
         at = min64(min64(p->heartbeat_at_ms, majority_until(p)), stall_until(p));
-        if (p->role == PAXOS_SETTLING && !p->settle_proposed) at = min64(at, learn_until(p));
+        if (p->role == PAXOS_SETTLING && !p->settle_begun) at = min64(at, learn_until(p));
+        at = min64(at, tend_at(p));
         break;
     case PAXOS_HALTED: return UINT64_MAX;
     }
@@ -1266,14 +1528,16 @@ static void load_accepted(struct paxos *p, const struct paxos_saved *saved) {
 }
 
 struct paxos *paxos_new(const struct paxos_config *config, const struct paxos_saved *saved) {
-    must(config->alloc != NULL && config->node_count >= 1 && config->node_count <= PAXOS_NODES_MAX);
-    must(config->node < config->node_count && config->value_bytes_max >= 1);
+    must(config->alloc != NULL && config->node < PAXOS_NODES_MAX && config->generation <= MEMBER_GENERATION_MAX);
+    must(membership_makes_sense(&config->members) && config->value_bytes_max >= 1);
     must(config->inflight_max >= 1 && config->inflight_max <= INFLIGHT_MAX);
     must(config->heartbeat_ms >= 1 && config->heartbeat_ms < config->lease_ms && config->lease_ms <= LEASE_MS_MAX);
     must(config->drift_ppm <= 1000000 && config->election_spread_ms <= LEASE_MS_MAX);
     struct boxes *b = alloc_get0(config->alloc, sizeof *b);
     struct paxos *p = &b->paxos;
     p->config = *config;
+    if (p->config.config_delay == 0) p->config.config_delay = PAXOS_CONFIG_DELAY;
+    p->members[0] = config->members;
     p->a = config->alloc;
     p->now_ms = config->start_ms;
     p->random = config->seed;
@@ -1284,7 +1548,10 @@ struct paxos *paxos_new(const struct paxos_config *config, const struct paxos_sa
     p->best.cells = alloc_get0(p->a, p->best.capacity * sizeof *p->best.cells);
     p->promised = saved->promised;
     p->lease_ms_max = saved->lease_ms_max;
-    p->chosen = p->saved_chosen = p->stored = saved->chosen;
+    p->chosen = p->saved_chosen = p->stored = p->handed = p->known = saved->chosen;
+    p->cut = saved->cut;
+    p->free_bytes = UINT64_MAX;
+    for (uint32_t i = 0; i < PAXOS_NODES_MAX; i++) p->peers[i].free_bytes = UINT64_MAX;
     p->seen_round = saved->promised.round;
     p->nonce = random_next(p) >> 16;
     p->catchup_wait_ms = retry_ms(p);
@@ -1313,6 +1580,7 @@ void paxos_free(struct paxos *p) {
 enum paxos_verdict paxos_step(struct paxos *p, const struct paxos_input *in) {
     must(in->now_ms >= p->now_ms && in->kind <= PAXOS_DURABLE);
     p->now_ms = in->now_ms;
+    p->known = p->handed;
     const bool halted = p->role == PAXOS_HALTED;
     switch (in->kind) {
     case PAXOS_TICK:
@@ -1333,8 +1601,7 @@ static void flush(struct paxos *p) {
     if (!leads(p) || alone(p)) return;
     bool told = false;
     if (p->unsent != 0) {
-        const uint16_t all = (uint16_t)((1u << p->config.node_count) - 1u);
-        told = send_accepts(p, all & (uint16_t)~bit(p->config.node), p->unsent, p->last, 0, UINT64_MAX, UINT32_MAX) > 0;
+        told = send_accepts(p, others(p), p->unsent, p->last, 0, UINT64_MAX, UINT32_MAX) > 0;
         p->unsent = 0;
     }
     /* A heartbeat goes besides the ACCEPT: its answer does not wait for a disk. */
@@ -1362,6 +1629,7 @@ static void fix_entries(struct outbox *o, struct messages *m) {
 /* After this batch the store holds the chosen value of every slot up to chosen. */
 static void note_batch(struct paxos *p) {
     if (p->stored_count == STORED_MAX) p->stored_count--; /* known a little later */
+    p->stored_after[p->stored_count].given_ms = p->now_ms;
     p->stored_after[p->stored_count].batch = p->batch;
     p->stored_after[p->stored_count++].chosen = p->chosen;
 }
@@ -1370,11 +1638,14 @@ bool paxos_take(struct paxos *p, struct paxos_output *ret_out) {
     struct boxes *b = (struct boxes *)p;
     *ret_out = (struct paxos_output){0};
     outbox_clear(p, &b->box[b->filling ^ 1]);
+    p->known = p->handed;
+    tend(p);
     if (p->role == PAXOS_HALTED)
         outbox_clear(p, out(p)); /* nothing of a broken node may leave */
     else
         flush(p);
     struct outbox *o = out(p);
+    p->handed = p->chosen;
     ret_out->wake_at_ms = wake_at(p);
     const bool writes = outbox_writes(o);
     if (!writes && o->now.count + o->after.count + o->applies.count + o->fetch_count == 0) return false;
@@ -1420,9 +1691,10 @@ paxos_slot paxos_chosen(const struct paxos *p) {
     return p->chosen;
 }
 uint32_t paxos_room(const struct paxos *p) {
-    if (p->role != PAXOS_LEADING) return 0;
-    const paxos_slot open = p->last > p->chosen ? p->last - p->chosen : 0;
-    return open >= p->config.inflight_max ? 0 : p->config.inflight_max - (uint32_t)open;
+    if (p->role != PAXOS_LEADING || p->transfer.active) return 0;
+    const paxos_slot last = max64(p->last, p->chosen);
+    const paxos_slot limit = min64(propose_limit(p), p->chosen + p->config.inflight_max);
+    return last >= limit ? 0 : (uint32_t)(limit - last);
 }
 bool paxos_lease_good(const struct paxos *p, uint64_t now_ms) {
     if (p->role != PAXOS_LEADING) return false;
@@ -1441,4 +1713,130 @@ uint64_t paxos_confirmed(const struct paxos *p) {
 }
 const char *paxos_halt_reason(const struct paxos *p) {
     return p->role == PAXOS_HALTED ? p->halt_reason : NULL;
+}
+
+/* ------------------------------------------------------------------ membership, the log's beginning, room */
+
+/* The pending configuration governs the next slot: its majority alone counts from here on.  What the leader's lease was
+ * granted by must have been a majority of it too. */
+static void configuration_governs(struct paxos *p) {
+    if (!leads(p)) return;
+    if (p->confirmed <= p->config_round) {
+        p->lease_known = false;
+        p->lease_until_ms = 0;
+    }
+    update_confirmed(p);
+}
+
+/* Another store sits there now: what we know is of its predecessor. */
+static void forget_peer(struct paxos *p, uint16_t seat) {
+    p->votes &= (uint16_t)~bit(seat);
+    p->acked[seat] = 0;
+    p->covered[seat] = 0;
+    p->peers[seat].chosen = p->peers[seat].heard_ms = p->peers[seat].resend_at_ms = 0;
+    p->peers[seat].resend_wait_ms = 2 * retry_ms(p);
+    p->peers[seat].free_bytes = UINT64_MAX;
+}
+
+static void lead_with_new_members(struct paxos *p, bool was_alone) {
+    p->config_round = p->round_last;
+    if (p->role == PAXOS_SETTLING && !is_majority(p, p->votes)) {
+        /* Of what that majority has accepted nothing was reported to us: ask again, it as well. */
+        follow(p, may_campaign(p) ? 0 : p->config.lease_ms);
+        if (may_campaign(p)) p->election_at_ms = p->now_ms;
+        return;
+    }
+    if (was_alone && !alone(p)) {
+        lease_length(p, p->config.lease_ms);
+        p->majority_ms = p->now_ms;
+    }
+    if (!alone(p)) new_round(p);
+}
+
+void paxos_members(struct paxos *p, uint64_t now_ms, const struct membership *m) {
+    must(now_ms >= p->now_ms && membership_makes_sense(m) && m->slot <= p->handed);
+    p->now_ms = now_ms;
+    const bool hearsay = p->members[0].slot > p->chosen; /* named by the cluster, not learned from its log */
+    if (m->slot <= newest(p)->slot && !hearsay) return;
+    must(!p->pending);
+    const bool was_alone = alone(p);
+    const struct membership before = p->members[0];
+    if (hearsay || m->slot + p->config.config_delay <= p->chosen + 1) {
+        p->members[0] = *m;
+    } else {
+        p->members[1] = *m;
+        p->pending = true;
+    }
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if (before.generation[i] != m->generation[i] && i != p->config.node) forget_peer(p, i);
+    }
+    if (p->role == PAXOS_PREVOTING || p->role == PAXOS_PREPARING) {
+        if (!may_campaign(p)) follow(p, p->config.lease_ms);
+    } else if (leads(p)) {
+        lead_with_new_members(p, was_alone);
+    }
+}
+
+const struct membership *paxos_members_newest(const struct paxos *p) {
+    return newest(p);
+}
+
+void paxos_generation(struct paxos *p, uint64_t now_ms, uint16_t generation) {
+    must(now_ms >= p->now_ms && generation >= p->config.generation && generation <= MEMBER_GENERATION_MAX);
+    p->now_ms = now_ms;
+    if (generation == p->config.generation) return;
+    p->config.generation = generation;
+    if (p->role != PAXOS_FOLLOWER && p->role != PAXOS_HALTED) follow(p, p->config.lease_ms);
+}
+
+bool paxos_caught_up(const struct paxos *p, uint16_t seat) {
+    if (p->role != PAXOS_LEADING || seat >= PAXOS_NODES_MAX || !(others(p) & bit(seat))) return false;
+    return heard_lately(p, seat) && p->peers[seat].chosen + p->config.inflight_max >= p->chosen;
+}
+
+enum paxos_verdict paxos_transfer(struct paxos *p, uint64_t now_ms, uint16_t seat) {
+    must(now_ms >= p->now_ms && seat <= PAXOS_NODES_MAX);
+    p->now_ms = now_ms;
+    if (p->role != PAXOS_LEADING) return PAXOS_NOT_LEADER;
+    if (seat == PAXOS_NODES_MAX ? best_heir(p) == PAXOS_NODES_MAX : !(heirs(p) & bit(seat))) return PAXOS_IGNORED;
+    transfer_begin(p, seat);
+    return PAXOS_TAKEN;
+}
+
+void paxos_install(struct paxos *p, uint64_t now_ms, paxos_slot slot, const struct membership *governing,
+                   const struct membership *pending) {
+    must(now_ms >= p->now_ms && slot <= NUMBER_MAX && membership_makes_sense(governing));
+    must(pending == NULL || membership_makes_sense(pending));
+    p->now_ms = now_ms;
+    if (p->role == PAXOS_HALTED || slot <= p->chosen) return;
+    if (p->role != PAXOS_FOLLOWER) follow(p, p->config.lease_ms);
+    out(p)->applies.count = 0; /* they are in the snapshot */
+    for (uint32_t i = 0; i < p->log.capacity; i++) {
+        if (p->log.cells[i].slot <= slot) cell_clear(p, &p->log.cells[i]);
+    }
+    p->chosen = p->handed = p->known = slot;
+    p->stored = max64(p->stored, slot);
+    p->cut = max64(p->cut, slot);
+    p->members[0] = *governing;
+    p->pending = pending != NULL;
+    if (pending != NULL) p->members[1] = *pending;
+    p->catchup_at_ms = p->now_ms;
+    p->catchup_wait_ms = retry_ms(p);
+    advance(p);
+}
+
+void paxos_cut(struct paxos *p, paxos_slot slot) {
+    must(slot <= p->chosen);
+    p->cut = max64(p->cut, slot);
+}
+
+void paxos_disk_free(struct paxos *p, uint64_t bytes) {
+    p->free_bytes = bytes;
+}
+uint64_t paxos_free_majority(const struct paxos *p) {
+    if (p->role != PAXOS_LEADING) return 0;
+    uint64_t by_seat[PAXOS_NODES_MAX];
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++)
+        by_seat[i] = i == p->config.node ? p->free_bytes : p->peers[i].free_bytes;
+    return majorities_have(p, by_seat);
 }

@@ -4,7 +4,8 @@
  *
  * Pure.  No clock, socket, disk, log line or global; memory only from config.alloc.  The time comes in with every
  * input and chance comes from config.seed, so equal inputs give equal outputs anywhere.  Lamport, "The Part-Time
- * Parliament" (1998) and "Paxos Made Simple" (2001); leases and pre-vote after Chubby (2006) and Ongaro (2014).
+ * Parliament" (1998) and "Paxos Made Simple" (2001); leases and pre-vote after Chubby (2006) and Ongaro (2014);
+ * configurations that govern from a later slot on after Lamport, Malkhi, Zhou, "Reconfiguring a State Machine" (2010).
  *
  * What always holds (asserted in paxos.c, checked again from outside by tests/sim):
  *   P1  The promised ballot never goes down, restarts included.
@@ -25,26 +26,42 @@
  *       from the *send* time of the acknowledged round, less drift_ppm.
  *   P9' (the caller does the rest of P9) a node is LEADING only when every slot that any promise reported is chosen
  *       and was handed out in `applies`; only then does it take proposals.
+ *   P10 A configuration applied in slot s governs the slots from s + config_delay on, and those alone.  What a slot
+ *       chooses is judged by the configuration that governs it; a slot is proposed only when that configuration is
+ *       known from the log itself and a majority of it has promised the ballot.  Votes and the leader lease need a
+ *       majority in every configuration that governs a slot above `chosen`.  Learners and removed members are never
+ *       counted, and a vote is its store's (seat and generation), not its seat's.  Why a candidate that knows only an
+ *       old configuration can do no harm: paxos.c, at the head.
+ *   P13 A ballot that was handed over serves nothing any more: its leader stops before TRANSFER and RELEASE leave, and
+ * a release frees acceptors from a lease of that very ballot only.
  *
- * The caller's duties: give a PAXOS_TICK no later than wake_at_ms; after every step take until there is nothing; make
- * each batch durable in order (promise, lease_ms, chosen and saves in ONE transaction) and then say PAXOS_DURABLE;
- * hold sends_after until then.  Messages may be lost, repeated and reordered on their way. */
+ * The caller's duties: give a PAXOS_TICK no later than wake_at_ms; after every step take until there is nothing; apply
+ * what a take handed out, and tell of each configuration in it by paxos_members, before the next step or take; make
+ * each batch durable in order (promise, lease_ms, chosen and saves in ONE transaction) and then say PAXOS_DURABLE; hold
+ * sends_after until then.  Messages may be lost, repeated and reordered on their way. */
 #pragma once
 #include "common/alloc.h"
 #include "common/must.h"
+#include "lockd/core/membership.h"
 #include "lockd/core/paxos_msg.h"
 
-enum { PAXOS_NODES_MAX = 9 };
+enum { PAXOS_CONFIG_DELAY = 64 };
 
 struct paxos_config {
     const struct alloc *alloc;
-    uint16_t node, node_count;   /* own 0-based index; cluster size 1..PAXOS_NODES_MAX */
+    uint16_t node;               /* own seat */
+    uint16_t generation;         /* of our store in it, by the newest membership that names it */
+    struct membership members;   /* governs slot saved->chosen + 1; a later one already applied: paxos_members */
+    uint32_t config_delay;       /* slots between a configuration and the first it governs; more than inflight_max,
+                                  * the same in every node for ever; 0: PAXOS_CONFIG_DELAY */
     uint32_t inflight_max;       /* slots proposed but not yet chosen; an acceptor takes 2 x this above its chosen */
     uint32_t value_bytes_max;    /* one proposal */
     uint32_t heartbeat_ms;       /* leader to followers; default 50 */
     uint32_t lease_ms;           /* default 300 */
     uint32_t election_spread_ms; /* a follower waits lease_ms + 0..spread before it asks for votes; default 100 */
     uint32_t drift_ppm;          /* rate bound between any two clocks; default 500 */
+    uint32_t stall_ms;           /* a disk that holds a transaction this long is sick: such a node hands its
+                                  * leadership over and does not campaign; 0: never */
     uint64_t seed;               /* spreads election timeouts; differs per node and boot */
     uint64_t start_ms;           /* now */
 };
@@ -53,6 +70,7 @@ struct paxos_saved { /* read back from disk; zero on first start */
     struct ballot promised;
     uint32_t lease_ms_max; /* the longest lease ever granted */
     paxos_slot chosen;     /* every entry up to here in the store is chosen and was given to the state by the caller */
+    paxos_slot cut;        /* the store has no entries up to here any more; 0: it has all */
     const struct paxos_entry *accepted; /* every entry in the store above `chosen`, ascending; copied */
     uint32_t accepted_count;
     bool restarted; /* false only on the very first start of this store */
@@ -76,6 +94,7 @@ enum paxos_verdict { PAXOS_TAKEN, PAXOS_NOT_LEADER, PAXOS_FULL, PAXOS_TOO_LONG, 
  * asked for again. */
 struct paxos_fetch {
     uint16_t to;
+    bool snapshot; /* from_slot is not in the store any more: the peer needs a snapshot of the state instead */
     paxos_slot from_slot, to_slot;
 };
 
@@ -116,6 +135,50 @@ NODISCARD enum paxos_verdict paxos_step(struct paxos *p, const struct paxos_inpu
  * nothing to do, only wake_at_ms is set. */
 NODISCARD bool paxos_take(struct paxos *p, struct paxos_output *ret_out);
 
+/* ---- membership (P10) ---- */
+
+/* An entry that changes the membership was applied, and was not void; m->slot is its slot.  It governs from m->slot +
+ * config_delay on.  The change before it is in effect (m->slot lies at or above the first slot that one governs): who
+ * admits changes to the log sees to that.  Also right after paxos_new, for what was applied at saved->chosen or below
+ * and does not govern yet. */
+void paxos_members(struct paxos *p, uint64_t now_ms, const struct membership *m);
+/* The newest membership applied, in effect or pending. */
+const struct membership *paxos_members_newest(const struct paxos *p);
+/* Our store was taken into the cluster again: it votes as another member from now on.  Never lower than before; the
+ * same: nothing happens. */
+void paxos_generation(struct paxos *p, uint64_t now_ms, uint16_t generation);
+/* LEADING, and that member has all but the last inflight_max slots and was heard within lease_ms. */
+bool paxos_caught_up(const struct paxos *p, uint16_t seat);
+
+/* ---- leadership by arrangement (P13) ---- */
+
+/* Give leadership to `seat`; PAXOS_NODES_MAX: to the best one.  PAXOS_TAKEN: from now on nothing is proposed
+ * (paxos_room is 0); once the target has everything we stop for good under this ballot and it asks for promises at
+ * once.  If it is not so far after 2 x lease_ms we go on leading.  Asked again meanwhile: the later wish stands.
+ * PAXOS_NOT_LEADER: not LEADING.  PAXOS_IGNORED: that seat holds no voter besides us, or nobody was heard lately. */
+NODISCARD enum paxos_verdict paxos_transfer(struct paxos *p, uint64_t now_ms, uint16_t seat);
+
+/* ---- the log's beginning ---- */
+
+/* The state as of `slot` came as a snapshot and is durable, with `chosen` at least there after a restart: everything up
+ * to it is chosen and will not be handed out any more.  `governing` governs slot + 1; `pending`, if not NULL, was
+ * applied at or before `slot` and does not govern yet.  A candidate or leader follows.  A slot we have passed already:
+ * nothing happens.  Not between a take and the applying of what it handed out. */
+void paxos_install(struct paxos *p, uint64_t now_ms, paxos_slot slot, const struct membership *governing,
+                   const struct membership *pending);
+/* The store has dropped, or is about to drop, the entries up to `slot`, which is chosen: who asks for them is answered
+ * by a fetch with .snapshot set. */
+void paxos_cut(struct paxos *p, paxos_slot slot);
+
+/* ---- room on disks ---- */
+
+/* What is left on ours, told with every acknowledgement. */
+void paxos_disk_free(struct paxos *p, uint64_t bytes);
+/* LEADING: what the best majority of every configuration in force has at least; UINT64_MAX while nobody has looked. */
+uint64_t paxos_free_majority(const struct paxos *p);
+
+/* ---- questions ---- */
+
 enum paxos_role paxos_role(const struct paxos *p);
 /* The ballot we lead or try to lead under, while role >= PREPARING; else the highest promised. */
 struct ballot paxos_ballot(const struct paxos *p);
@@ -124,7 +187,7 @@ struct ballot paxos_ballot(const struct paxos *p);
 bool paxos_leader(const struct paxos *p, uint64_t now_ms, struct ballot *ret_ballot);
 /* All slots up to here are chosen and were handed out in `applies`. */
 paxos_slot paxos_chosen(const struct paxos *p);
-/* Free places for proposals right now; 0 unless LEADING. */
+/* Free places for proposals right now; 0 unless LEADING, and while leadership is being handed over. */
 uint32_t paxos_room(const struct paxos *p);
 /* LEADING, and the leader lease covers now_ms: a read of the applied state is linearizable. */
 bool paxos_lease_good(const struct paxos *p, uint64_t now_ms);

@@ -37,7 +37,8 @@ static void router_hang_up_out(void *context, uint64_t client);
 static void paxos_begin(struct replica *r, uint64_t now_ms, const struct paxos_saved *saved) {
     const struct paxos_config config = {.alloc = r->config.alloc,
                                         .node = r->config.node,
-                                        .node_count = r->config.node_count,
+                                        .generation = identity_generation(&r->identity),
+                                        .members = r->identity.record.members,
                                         .inflight_max = r->config.inflight_max,
                                         .value_bytes_max = r->config.batch_bytes_max,
                                         .heartbeat_ms = r->config.heartbeat_ms,
@@ -181,8 +182,12 @@ void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch) {
     }
     if (batch > r->durable) r->durable = batch;
     if (identity) {
-        identity_saved(&r->identity);
-        paxos_begin(r, now_ms, &(struct paxos_saved){0});
+        if (identity_saved(&r->identity)) {
+            if (r->paxos == NULL)
+                paxos_begin(r, now_ms, &(struct paxos_saved){0});
+            else
+                paxos_generation(r->paxos, now_ms, identity_generation(&r->identity));
+        }
         r->question_ms = 0;
     }
     if (paxos_batch != 0) {
@@ -216,7 +221,7 @@ static void identity_turn(struct replica *r, uint64_t now_ms) {
     if (r->identity.state == IDENTITY_FORMED && r->identity.saving) return;
     if (now_ms < r->question_ms) return;
     r->question_ms = now_ms + QUESTION_MS;
-    for (uint16_t peer = 0; peer < r->config.node_count; peer++)
+    for (uint16_t peer = 0; peer < PAXOS_NODES_MAX; peer++)
         if (peer != r->config.node && r->link_up[peer] && !identity_admitted(&r->identity, peer))
             ask_identity(r, now_ms, peer);
 }
@@ -238,7 +243,8 @@ static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, ui
     const bool unanswered = r->asked_ms[peer] != 0 && now_ms >= r->asked_ms[peer] + QUESTION_SOON_MS;
     if (!msg->is_answer && unanswered && !identity_admitted(&r->identity, peer)) ask_identity(r, now_ms, peer);
     if (want_save) save(r, NULL, &r->identity.record);
-    if (!msg->is_answer && r->target.round > 0 && r->target.node == peer) { /* it did not listen to us before this */
+    if (!msg->is_answer && r->target.round > 0 &&
+        ballot_seat(r->target) == peer) { /* it did not listen to us before this */
         router_writes_again(r->router);
         router_reads_again(r->router);
     }
@@ -267,7 +273,7 @@ static int leader_index(const struct replica *r, uint64_t now_ms, struct ballot 
     struct ballot ballot = {0};
     const bool known = r->paxos != NULL && paxos_leader(r->paxos, now_ms, &ballot);
     *ret_ballot = ballot;
-    return known ? (int)ballot.node : -1;
+    return known ? (int)ballot_seat(ballot) : -1;
 }
 
 static const char *role_text(const struct replica *r) {
@@ -379,7 +385,8 @@ static void apply_fact(struct replica *r, uint64_t now_ms, const struct ks_fact 
             lead_start(r, now_ms);
         else if (fact->ballot.node != r->config.node)
             replica_note(r, 'i', "replica follower node=%u leader=%u ballot=%llu.%u", r->config.node + 1u,
-                         fact->ballot.node + 1u, (unsigned long long)fact->ballot.round, fact->ballot.node + 1u);
+                         ballot_seat(fact->ballot) + 1u, (unsigned long long)fact->ballot.round,
+                         ballot_seat(fact->ballot) + 1u);
         return;
     case KS_LEASE_GONE: *lease_gone = true; break;
     default: break;
@@ -413,7 +420,7 @@ static void refuse(struct replica *r, uint16_t peer, const struct forward *forwa
 }
 
 void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot, const struct frame *frame) {
-    if (peer >= r->config.node_count || peer == r->config.node) return;
+    if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
     if (frame->kind == FRAME_IDENTITY) {
         identity_frame(r, now_ms, peer, peer_boot, &frame->identity);
         return;
@@ -455,11 +462,11 @@ void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t p
 }
 
 void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
-    if (peer >= r->config.node_count || peer == r->config.node) return;
+    if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
     r->link_up[peer] = true;
     r->question_ms = now_ms; /* also to peers we have admitted: they may not have admitted us */
     identity_link_lost(&r->identity, peer);
-    if (r->target.round > 0 && r->target.node == peer) {
+    if (r->target.round > 0 && ballot_seat(r->target) == peer) {
         router_writes_again(r->router);
         router_reads_again(r->router);
     }
@@ -467,14 +474,14 @@ void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
 
 void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer) {
     (void)now_ms;
-    if (peer < r->config.node_count) r->link_up[peer] = false;
+    if (peer < PAXOS_NODES_MAX) r->link_up[peer] = false;
 }
 
 /* ---- the origin's half ---- */
 
 static void router_call_out(void *context, const struct router_call *call) {
     struct replica *r = context;
-    if (r->target.node == r->config.node) {
+    if (ballot_seat(r->target) == r->config.node) {
         const struct origin origin = {.node = r->config.node, .boot = r->config.boot_id, .seq = call->seq};
         if (call->write)
             lead_take(r, origin, call->after, call->argc, call->argv);
@@ -490,7 +497,7 @@ static void router_call_out(void *context, const struct router_call *call) {
                                             .after = call->after,
                                             .argc = call->argc,
                                             .argv = call->argv}};
-    replica_send_frame(r, r->target.node, &frame);
+    replica_send_frame(r, ballot_seat(r->target), &frame);
 }
 
 /* Who gets our clients' commands (R3). */
@@ -498,9 +505,8 @@ static void choose_target(struct replica *r, uint64_t now_ms) {
     struct ballot target = {0}, leader;
     if (r->serving) {
         target = r->ballot;
-    } else if (leader_index(r, now_ms, &leader) >= 0 && leader.node != r->config.node &&
-               leader.node < r->config.node_count && r->link_up[leader.node] &&
-               ballot_equal(leader, keyspace_ballot(r->ks))) {
+    } else if (leader_index(r, now_ms, &leader) >= 0 && ballot_seat(leader) != r->config.node &&
+               r->link_up[ballot_seat(leader)] && ballot_equal(leader, keyspace_ballot(r->ks))) {
         target = leader;
     }
     if (ballot_equal(target, r->target)) return;
@@ -539,7 +545,7 @@ static void paxos_turn(struct replica *r, uint64_t now_ms) {
         }
         if (!r->first_out && paxos_role(r->paxos) == PAXOS_LEADING && paxos_room(r->paxos) > 0) lead_first(r, now_ms);
         choose_target(r, now_ms);
-        if (r->target.round > 0 && r->target.node != r->config.node && now_ms >= r->resend_ms) {
+        if (r->target.round > 0 && ballot_seat(r->target) != r->config.node && now_ms >= r->resend_ms) {
             r->resend_ms = now_ms + RESEND_MS;
             router_writes_again(r->router);
             if (r->read_refused) router_reads_again(r->router);
@@ -572,7 +578,7 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
         struct paxos_output out;
         must(!paxos_take(r->paxos, &out));
         if (out.wake_at_ms < wake_ms) wake_ms = out.wake_at_ms;
-        const bool remote = r->target.round > 0 && r->target.node != r->config.node;
+        const bool remote = r->target.round > 0 && ballot_seat(r->target) != r->config.node;
         if (remote && r->resend_ms < wake_ms) wake_ms = r->resend_ms;
     }
     if (r->serving) {

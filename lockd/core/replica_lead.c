@@ -286,7 +286,7 @@ void lead_stop(struct replica *r) {
     lead_drop(r);
     router_reads_again(r->router);
     replica_note(r, 'i', "replica deposed node=%u ballot=%llu.%u", r->config.node + 1u,
-                 (unsigned long long)r->ballot.round, r->ballot.node + 1u);
+                 (unsigned long long)r->ballot.round, ballot_seat(r->ballot) + 1u);
 }
 
 void lead_first(struct replica *r, uint64_t now_ms) {
@@ -321,7 +321,7 @@ void lead_start(struct replica *r, uint64_t now_ms) {
     memset(r->taken, 0, sizeof r->taken);
     keeper_lead(r->keeper, now_ms, r->ks);
     replica_note(r, 'i', "replica leader node=%u ballot=%llu.%u revision=%llu", r->config.node + 1u,
-                 (unsigned long long)r->ballot.round, r->ballot.node + 1u,
+                 (unsigned long long)r->ballot.round, ballot_seat(r->ballot) + 1u,
                  (unsigned long long)keyspace_revision(r->ks));
 }
 
@@ -423,7 +423,7 @@ static void keeper_turn(struct replica *r, uint64_t now_ms) {
 static void attachment_look(void *context, uint16_t node, uint64_t boot) {
     const struct look *look = context;
     struct replica *r = look->r;
-    if (node >= r->config.node_count) return;
+    if (node >= PAXOS_NODES_MAX) return;
     const bool own = node == r->config.node;
     const uint64_t boot_now = own ? r->config.boot_id : r->admitted_boot[node];
     if (own && boot == boot_now) return;

@@ -27,10 +27,11 @@
 #include <xxhash.h>
 
 enum {
-    STORE_FORMAT = 0x32464c48, /* "HLF2" in the file; another layout gets another number */
+    STORE_FORMAT = 0x33464c48, /* "HLF3" in the file; another layout gets another number */
     SUM_BYTES = 8,
     ENTRY_HEAD_BYTES = SUM_BYTES + 8 + 2, /* checksum, ballot */
-    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 2 + 8 * PAXOS_NODES_MAX,
+    MEMBERS_BYTES = 8 + 2 + 2 + (2 + 8) * PAXOS_NODES_MAX,
+    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + MEMBERS_BYTES,
     QUEUE_KEEP_BYTES = 8 * 1024 * 1024, /* a buffer that grew beyond this is given back once empty */
     /* What one commit deletes below the cut: this, or twice what it adds, so that the cut always gains on the log. */
     CUT_ENTRIES = 512,
@@ -233,6 +234,25 @@ static MDB_val state_key(void) {
     return (MDB_val){.mv_size = sizeof name - 1, .mv_data = name};
 }
 
+static void members_write(const struct membership *m, struct buf *b) {
+    wire_put_u64(b, m->slot);
+    wire_put_u16(b, m->voters);
+    wire_put_u16(b, m->learners);
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        wire_put_u16(b, m->generation[i]);
+        wire_put_u64(b, m->store_ids[i]);
+    }
+}
+static void members_read(struct wire *w, struct membership *m) {
+    m->slot = wire_u64(w);
+    m->voters = wire_u16(w);
+    m->learners = wire_u16(w);
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        m->generation[i] = wire_u16(w);
+        m->store_ids[i] = wire_u64(w);
+    }
+}
+
 static void state_write(const struct state *state, struct buf *b) {
     wire_put_u64(b, 0); /* the checksum, below */
     wire_put_u32(b, STORE_FORMAT);
@@ -247,8 +267,7 @@ static void state_write(const struct state *state, struct buf *b) {
     wire_put_u64(b, state->entry_count);
     wire_put_u64(b, state->entry_sum);
     wire_put_u64(b, state->record.cluster_id);
-    wire_put_u16(b, state->record.node_count);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) wire_put_u64(b, state->record.store_ids[i]);
+    members_write(&state->record.members, b);
     const uint64_t sum = XXH3_64bits(b->data + SUM_BYTES, b->bytes - SUM_BYTES);
     for (int i = 0; i < SUM_BYTES; i++) b->data[i] = (char)(sum >> (8 * i));
 }
@@ -271,11 +290,9 @@ static enum state_status state_read(struct slice value, struct state *ret_state)
     ret_state->entry_count = wire_u64(&w);
     ret_state->entry_sum = wire_u64(&w);
     ret_state->record.cluster_id = wire_u64(&w);
-    ret_state->record.node_count = wire_u16(&w);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) ret_state->record.store_ids[i] = wire_u64(&w);
-    return wire_done(&w) && ret_state->record.node_count <= PAXOS_NODES_MAX && ret_state->cut <= ret_state->chosen
-               ? STATE_OK
-               : STATE_DAMAGED;
+    members_read(&w, &ret_state->record.members);
+    const bool sound = ret_state->record.cluster_id == 0 || membership_makes_sense(&ret_state->record.members);
+    return wire_done(&w) && sound && ret_state->cut <= ret_state->chosen ? STATE_OK : STATE_DAMAGED;
 }
 
 /* Put the state under the id of this transaction; an LMDB code. */
@@ -569,6 +586,7 @@ void store_saved(struct store *s, struct replica_saved *ret_saved) {
         .paxos = {.promised = s->opened.promised,
                   .lease_ms_max = s->opened.lease_ms_max,
                   .chosen = s->opened.chosen,
+                  .cut = s->opened.cut,
                   .accepted = s->accepted,
                   .accepted_count = s->accepted_count,
                   .restarted = s->restarted},

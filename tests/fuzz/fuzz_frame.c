@@ -15,25 +15,27 @@ static void check_frame(const struct frame *f) {
     case FRAME_HELLO: must(f->hello.from < PAXOS_NODES_MAX && f->hello.to < PAXOS_NODES_MAX); break;
     case FRAME_IDENTITY:
         must(f->identity.from < PAXOS_NODES_MAX && f->identity.to < PAXOS_NODES_MAX);
-        must(f->identity.node_count <= PAXOS_NODES_MAX && f->identity.record.node_count <= PAXOS_NODES_MAX);
+        must(f->identity.node_count <= PAXOS_NODES_MAX);
+        must((f->identity.record.members.voters | f->identity.record.members.learners) < 1 << PAXOS_NODES_MAX);
         break;
     case FRAME_PAXOS:
         must(f->paxos.kind >= PAXOS_MSG_PREVOTE && f->paxos.kind < PAXOS_MSG_KIND_END);
         must(f->paxos.from < PAXOS_NODES_MAX && f->paxos.to < PAXOS_NODES_MAX);
-        must(f->paxos.ballot.node < PAXOS_NODES_MAX && f->paxos.promised.node < PAXOS_NODES_MAX);
+        must(ballot_seat(f->paxos.ballot) < PAXOS_NODES_MAX && ballot_seat(f->paxos.promised) < PAXOS_NODES_MAX);
         must(f->paxos.entry_count <= FRAME_ENTRIES_MAX);
         for (uint32_t i = 0; i < f->paxos.entry_count; i++)
             must(f->paxos.entries[i].slot > (i > 0 ? f->paxos.entries[i - 1].slot : 0) &&
-                 f->paxos.entries[i].ballot.node < PAXOS_NODES_MAX);
+                 ballot_seat(f->paxos.entries[i].ballot) < PAXOS_NODES_MAX);
         break;
     case FRAME_FORWARD:
         must(f->forward.kind == FORWARD_WRITE || f->forward.kind == FORWARD_READ);
-        must(f->forward.ballot.node < PAXOS_NODES_MAX && f->forward.argc >= 1 && f->forward.argc <= BATCH_ARGC_MAX);
+        must(ballot_seat(f->forward.ballot) < PAXOS_NODES_MAX && f->forward.argc >= 1 &&
+             f->forward.argc <= BATCH_ARGC_MAX);
         break;
     case FRAME_ANSWER:
         must(f->answer.kind == ANSWER_REPLY || f->answer.kind == ANSWER_REFUSED);
         must(f->answer.of == FORWARD_WRITE || f->answer.of == FORWARD_READ);
-        must(f->answer.ballot.node < PAXOS_NODES_MAX);
+        must(ballot_seat(f->answer.ballot) < PAXOS_NODES_MAX);
         break;
     default: must(f->kind == FRAME_HELLO);
     }

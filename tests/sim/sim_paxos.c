@@ -49,13 +49,21 @@ static void release(struct world *w) {
     free(w->user);
 }
 
+static struct membership founders(const struct world *w) {
+    uint64_t ids[PAXOS_NODES_MAX];
+    struct membership m;
+    for (uint16_t i = 0; i < w->node_count; i++) ids[i] = w->nodes[i].disk.store_id;
+    membership_founding(&m, w->node_count, ids);
+    return m;
+}
+
 static void start(struct world *w, uint16_t node) {
     static struct paxos_entry entries[ENTRIES_MAX];
     struct paxos_saved saved;
     disk_read(&w->nodes[node].disk, &saved, entries, ENTRIES_MAX);
     const struct paxos_config config = {.alloc = &w->nodes[node].alloc,
                                         .node = node,
-                                        .node_count = w->node_count,
+                                        .members = founders(w),
                                         .inflight_max = state_of(w)->inflight_max,
                                         .value_bytes_max = VALUE_BYTES_MAX,
                                         .heartbeat_ms = 50,

@@ -3,9 +3,9 @@
 #include "tests/sim/object.h"
 
 void object_trace(struct world *w, uint16_t from, uint16_t to, const struct paxos_msg *m) {
-    static const char *const names[PAXOS_MSG_KIND_END] = {"?",         "prevote",       "prevote-reply", "prepare",
-                                                          "promise",   "refuse",        "accept",        "accepted",
-                                                          "heartbeat", "heartbeat-ack", "catchup",       "chosen"};
+    static const char *const names[PAXOS_MSG_KIND_END] = {
+        "?",        "prevote",   "prevote-reply", "prepare", "promise", "refuse",   "accept",
+        "accepted", "heartbeat", "heartbeat-ack", "catchup", "chosen",  "transfer", "release"};
     if (!w->trace) return;
     char entries[160] = "";
     size_t at = 0;

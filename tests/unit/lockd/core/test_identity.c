@@ -64,7 +64,7 @@ START_TEST(three_empty_stores_form_once) {
         ck_assert_int_eq(nodes[i].state, IDENTITY_FORMED);
         ck_assert_uint_eq(nodes[i].record.cluster_id, 9000);
         for (uint16_t j = 0; j < N; j++) {
-            ck_assert_uint_eq(nodes[i].record.store_ids[j], 100u + j);
+            ck_assert_uint_eq(nodes[i].record.members.store_ids[j], 100u + j);
             ck_assert_int_eq(identity_admitted(&nodes[i], j), i != j);
         }
     }
@@ -218,9 +218,8 @@ static const struct {
     struct identity_msg m;
     enum identity_problem want;
 } wrong[] = {
-    {{.from = 1, .to = 0, .node_count = 5, .store_id = 101}, IDENTITY_OTHER_COUNT},
-    {{.from = 4, .to = 0, .node_count = 5, .store_id = 101}, IDENTITY_OTHER_COUNT},
-    {{.from = 4, .to = 0, .node_count = 3, .store_id = 101}, IDENTITY_WRONG_NODE},
+    {{.from = 4, .to = 0, .node_count = 5, .store_id = 101}, IDENTITY_PEER_OUTCAST},
+    {{.from = PAXOS_NODES_MAX, .to = 0, .node_count = 3, .store_id = 101}, IDENTITY_WRONG_NODE},
     {{.from = 0, .to = 0, .node_count = 3, .store_id = 777}, IDENTITY_NODE_TWICE},
     {{.from = 1, .to = 0, .node_count = 3, .store_id = 100}, IDENTITY_NODE_TWICE},
     {{.from = 1, .to = 2, .node_count = 3, .store_id = 101}, IDENTITY_WRONG_NODE},
@@ -229,31 +228,31 @@ static const struct {
       .to = 0,
       .node_count = 3,
       .store_id = 101,
-      .record = {.cluster_id = 1, .node_count = 3, .store_ids = {100, 101, 102}}},
+      .record = {.cluster_id = 1, .members = {.voters = 7, .store_ids = {100, 101, 102}}}},
      IDENTITY_OTHER_CLUSTER},
     {{.from = 1,
       .to = 0,
       .node_count = 3,
       .store_id = 101,
-      .record = {.cluster_id = 9000, .node_count = 3, .store_ids = {100, 101, 103}}},
+      .record = {.cluster_id = 9000, .members = {.voters = 7, .store_ids = {100, 101, 103}}}},
      IDENTITY_OTHER_CLUSTER},
     {{.from = 1,
       .to = 0,
       .node_count = 3,
       .store_id = 101,
-      .record = {.cluster_id = 9000, .node_count = 3, .store_ids = {101, 101, 101}}},
+      .record = {.cluster_id = 9000, .members = {.voters = 7, .store_ids = {101, 101, 101}}}},
      IDENTITY_OTHER_CLUSTER},
     {{.from = 1,
       .to = 0,
       .node_count = 3,
       .store_id = 101,
-      .record = {.cluster_id = 9000, .node_count = 60000, .store_ids = {100, 101, 102}}},
-     IDENTITY_OTHER_COUNT},
+      .record = {.cluster_id = 9000, .members = {.voters = 60000, .store_ids = {100, 101, 102}}}},
+     IDENTITY_OTHER_CLUSTER},
     {{.from = 1,
       .to = 0,
       .node_count = 3,
       .store_id = 105,
-      .record = {.cluster_id = 9000, .node_count = 3, .store_ids = {100, 101, 102}}},
+      .record = {.cluster_id = 9000, .members = {.voters = 7, .store_ids = {100, 101, 102}}}},
      IDENTITY_PEER_OUTCAST},
 };
 START_TEST(a_wrong_frame_is_named_and_changes_nothing) {
@@ -276,7 +275,22 @@ START_TEST(a_wrong_frame_is_named_and_changes_nothing) {
 }
 END_TEST
 
-START_TEST(a_record_is_never_replaced) {
+/* Before a cluster has formed the configurations must agree; afterwards they do not matter. */
+START_TEST(the_count_matters_until_a_cluster_has_formed) {
+    struct identity_msg m = {.from = 1, .to = 0, .node_count = 5, .store_id = 101}, answer;
+    bool reply, save;
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OTHER_COUNT);
+    m.from = 4;
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OTHER_COUNT);
+    m.node_count = 3;
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_WRONG_NODE);
+    form();
+    m = (struct identity_msg){.from = 1, .to = 0, .node_count = 5, .store_id = 101};
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OK);
+}
+END_TEST
+
+START_TEST(a_record_of_another_cluster_replaces_nothing) {
     form();
     const struct identity_msg m = {.is_answer = true,
                                    .from = 1,
@@ -285,7 +299,7 @@ START_TEST(a_record_is_never_replaced) {
                                    .store_id = 101,
                                    .asked_store = 100,
                                    .asked_boot = 10,
-                                   .record = {.cluster_id = 1, .node_count = 3, .store_ids = {100, 101, 102}}};
+                                   .record = {.cluster_id = 1, .members = {.voters = 7, .store_ids = {100, 101, 102}}}};
     struct identity_msg answer;
     bool reply, save;
     ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OTHER_CLUSTER);
@@ -299,7 +313,7 @@ START_TEST(of_two_records_the_first_stays) {
                              .to = 1,
                              .node_count = 3,
                              .store_id = 100,
-                             .record = {.cluster_id = 5, .node_count = 3, .store_ids = {100, 101, 102}}};
+                             .record = {.cluster_id = 5, .members = {.voters = 7, .store_ids = {100, 101, 102}}}};
     struct identity_msg answer;
     bool reply, save;
     ck_assert_int_eq(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OK);
@@ -317,10 +331,10 @@ END_TEST
 static const uint64_t impossible[][3] = {{100, 101, 100}, {100, 101, 0}, {101, 101, 102}};
 START_TEST(a_record_that_cannot_be_is_not_adopted) {
     struct identity_msg m = {
-        .from = 0, .to = 1, .node_count = 3, .store_id = 100, .record = {.cluster_id = 5, .node_count = 3}};
+        .from = 0, .to = 1, .node_count = 3, .store_id = 100, .record = {.cluster_id = 5, .members = {.voters = 7}}};
     struct identity_msg answer;
     bool reply, save;
-    memcpy(m.record.store_ids, impossible[_i], sizeof impossible[0]);
+    memcpy(m.record.members.store_ids, impossible[_i], sizeof impossible[0]);
     ck_assert_int_ne(identity_step(&nodes[1], &m, &reply, &answer, &save), IDENTITY_OK);
     ck_assert(!save && !nodes[1].saving);
     ck_assert_int_eq(nodes[1].state, IDENTITY_JOINING);
@@ -368,7 +382,8 @@ int main(void) {
     tcase_add_test(tc, a_member_restarts_and_is_admitted_again);
     tcase_add_test(tc, a_stray_store_never_votes);
     tcase_add_loop_test(tc, a_wrong_frame_is_named_and_changes_nothing, 0, sizeof wrong / sizeof wrong[0]);
-    tcase_add_test(tc, a_record_is_never_replaced);
+    tcase_add_test(tc, the_count_matters_until_a_cluster_has_formed);
+    tcase_add_test(tc, a_record_of_another_cluster_replaces_nothing);
     tcase_add_test(tc, of_two_records_the_first_stays);
     tcase_add_loop_test(tc, a_record_that_cannot_be_is_not_adopted, 0, sizeof impossible / sizeof impossible[0]);
     tcase_add_test(tc, one_node_forms_alone_once);

@@ -101,7 +101,7 @@ static int replay(void) {
 
 /* Slots 1..40 under ballot 5, chosen up to 33, a promise of 6, a lease, a record. */
 static void fill(void) {
-    const struct identity_record record = {.cluster_id = 77, .node_count = 3, .store_ids = {1, 2, 3}};
+    const struct identity_record record = {.cluster_id = 77, .members = {.voters = 7, .store_ids = {1, 2, 3}}};
     const struct paxos_output promise = {.save_promise = true, .promised = {6, 1}, .save_lease_ms = 300};
     replayed_round = 5;
     store_save(s, 1, NULL, &record);
@@ -143,7 +143,7 @@ START_TEST(all_is_there_again) {
     ck_assert_uint_eq(saved.paxos.lease_ms_max, 300);
     ck_assert_uint_eq(saved.paxos.chosen, 33);
     ck_assert_uint_eq(saved.record.cluster_id, 77);
-    ck_assert_uint_eq(saved.record.store_ids[2], 3);
+    ck_assert_uint_eq(saved.record.members.store_ids[2], 3);
     ck_assert_uint_eq(saved.paxos.accepted_count, 7);
     for (uint32_t i = 0; i < 7; i++) {
         const struct paxos_entry *entry = &saved.paxos.accepted[i];
@@ -535,11 +535,11 @@ END_TEST
 /* Every byte of the record "state", in every copy that lies around. */
 static void flip_state(size_t offset) {
     for (size_t at = 0; at + 256 < image_bytes; at++)
-        if (memcmp(image + at, "HLF2", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
+        if (memcmp(image + at, "HLF3", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
     put_image(image, image_bytes);
 }
 START_TEST(a_flipped_byte_of_the_state_is_refused) {
-    const size_t state_bytes = 8 + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 16 + 8 + 2 + 8 * PAXOS_NODES_MAX;
+    const size_t state_bytes = 8 + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 16 + 8 + 12 + 10 * PAXOS_NODES_MAX;
     take_image();
     ck_assert_int_eq(refusals(flip_state, 0, state_bytes, 1), (int)state_bytes);
     free(image);
