@@ -205,6 +205,26 @@ static bool get_answer(struct wire *w, struct answer *m) {
     return true;
 }
 
+static void put_snapshot(struct buf *b, const struct snapshot_msg *m) {
+    must(m->data.bytes <= SNAPSHOT_DATA_BYTES_MAX);
+    wire_put_u8(b, (uint8_t)m->kind);
+    wire_put_u64(b, m->slot);
+    wire_put_u64(b, m->offset);
+    wire_put_u64(b, m->total);
+    wire_put_bytes(b, m->data);
+}
+
+static bool get_snapshot(struct wire *w, struct snapshot_msg *m) {
+    const uint8_t kind = wire_u8(w);
+    if (kind < SNAPSHOT_OFFER || kind >= SNAPSHOT_MSG_KIND_END) return false;
+    m->kind = (enum snapshot_msg_kind)kind;
+    m->slot = wire_u64(w);
+    m->offset = wire_u64(w);
+    m->total = wire_u64(w);
+    m->data = wire_bytes(w);
+    return m->data.bytes <= SNAPSHOT_DATA_BYTES_MAX;
+}
+
 /* ---- the frame ---- */
 
 void frame_encode(const struct frame *f, struct buf *out) {
@@ -219,7 +239,8 @@ void frame_encode(const struct frame *f, struct buf *out) {
     case FRAME_PAXOS: put_paxos(out, &f->paxos); break;
     case FRAME_FORWARD: put_forward(out, &f->forward); break;
     case FRAME_ANSWER: put_answer(out, &f->answer); break;
-    default: must(f->kind <= FRAME_ANSWER && f->kind >= FRAME_HELLO);
+    case FRAME_SNAPSHOT: put_snapshot(out, &f->snapshot); break;
+    default: must(f->kind <= FRAME_SNAPSHOT && f->kind >= FRAME_HELLO);
     }
     const size_t bytes = out->bytes - begin, rest = FRAME_HEAD_BYTES + SUM_BYTES;
     must(bytes <= FRAME_BYTES_MAX);
@@ -240,6 +261,7 @@ static bool get_frame(struct wire *w, struct frame *f, struct frame_scratch *scr
     case FRAME_PAXOS: return get_paxos(w, &f->paxos, scratch->entries);
     case FRAME_FORWARD: return get_forward(w, &f->forward, scratch->argv);
     case FRAME_ANSWER: return get_answer(w, &f->answer);
+    case FRAME_SNAPSHOT: return get_snapshot(w, &f->snapshot);
     default: return false;
     }
 }

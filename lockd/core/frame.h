@@ -1,6 +1,6 @@
 /* frame.h - what two lockd nodes say to each other, as bytes.
  *
- * Place in the flow:  paxos, identity, router -> [frame] -> peer link -> [frame] -> paxos, identity, router
+ * Place in the flow:  paxos, identity, router, snapshot -> [frame] -> peer link -> [frame] -> the same
  *
  * A frame: u32 bytes after this field, u64 XXH3 of the rest, u8 version, u8 kind, then the fields of its kind (wire.h).
  * Pure.  Bytes from a peer are hostile: every length is checked, nothing is trusted before the checksum holds.
@@ -8,7 +8,8 @@
  * What a FRAME_OK promises, so that nobody checks it again: seats, ballots' included, are below PAXOS_NODES_MAX, masks
  * have no other bits, generations are at most MEMBER_GENERATION_MAX (membership_makes_sense asks for more);
  * kinds and flags are known ones; slots of entries are at least 1 and ascend; argc is 1..BATCH_ARGC_MAX; node counts
- * are at most PAXOS_NODES_MAX; nothing was left over.  Whether `from` is who it says it is, is for the link to check.
+ * are at most PAXOS_NODES_MAX; a piece of a snapshot has at most SNAPSHOT_DATA_BYTES_MAX; nothing was left over.
+ * Whether `from` is who it says it is, is for the link to check.
  */
 #pragma once
 #include "common/must.h"
@@ -16,6 +17,7 @@
 #include "lockd/core/batch.h"
 #include "lockd/core/identity.h"
 #include "lockd/core/paxos_msg.h"
+#include "lockd/core/snapshot.h"
 
 enum { FRAME_BYTES_MAX = 80 * 1024 * 1024, FRAME_HEAD_BYTES = 4, FRAME_ENTRIES_MAX = 4096 };
 
@@ -24,7 +26,8 @@ enum frame_kind {
     FRAME_IDENTITY,
     FRAME_PAXOS,
     FRAME_FORWARD, /* a command for the leader (N) */
-    FRAME_ANSWER   /* the leader's answer to a forwarded read, or a refusal */
+    FRAME_ANSWER,  /* the leader's answer to a forwarded read, or a refusal */
+    FRAME_SNAPSHOT /* a checkpoint on its way to a node that the log does not reach */
 };
 
 enum forward_kind { FORWARD_WRITE, FORWARD_READ };
@@ -63,6 +66,7 @@ struct frame {
         struct paxos_msg paxos;
         struct forward forward;
         struct answer answer;
+        struct snapshot_msg snapshot;
     };
 };
 

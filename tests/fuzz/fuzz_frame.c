@@ -37,6 +37,10 @@ static void check_frame(const struct frame *f) {
         must(f->answer.of == FORWARD_WRITE || f->answer.of == FORWARD_READ);
         must(ballot_seat(f->answer.ballot) < PAXOS_NODES_MAX);
         break;
+    case FRAME_SNAPSHOT:
+        must(f->snapshot.kind >= SNAPSHOT_OFFER && f->snapshot.kind < SNAPSHOT_MSG_KIND_END);
+        must(f->snapshot.data.bytes <= SNAPSHOT_DATA_BYTES_MAX);
+        break;
     default: must(f->kind == FRAME_HELLO);
     }
 }

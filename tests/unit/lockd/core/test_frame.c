@@ -82,6 +82,8 @@ static const struct frame frames[] = {
     {.kind = FRAME_ANSWER,
      .answer =
          {.kind = ANSWER_REFUSED, .of = FORWARD_READ, .ballot = {3, 4}, .boot = 5, .seq = 6, .reply = {"+OK\r\n", 5}}},
+    {.kind = FRAME_SNAPSHOT,
+     .snapshot = {.kind = SNAPSHOT_DATA, .slot = 2, .offset = 3, .total = UINT64_MAX, .data = {"piece", 5}}},
 };
 enum { FRAMES = sizeof frames / sizeof frames[0] };
 
@@ -173,7 +175,7 @@ static const struct {
     {0, 0, 0, 1},
     {0, 0, 1, 1}, /* version */
     {0, 1, 0, 1},
-    {0, 1, FRAME_ANSWER + 1, 1}, /* kind */
+    {0, 1, FRAME_SNAPSHOT + 1, 1}, /* kind */
     {0, 2, PAXOS_NODES_MAX, 2},
     {0, 4, 0xffff, 2}, /* from, to */
     {1, 2, 2, 1},      /* is_answer */
@@ -212,6 +214,10 @@ static const struct {
     {6, 12, 9, 2},
     {6, 30, 6, 4},
     {6, 30, 4, 4},
+    {7, 2, 0, 1},
+    {7, 2, SNAPSHOT_MSG_KIND_END, 1},
+    {7, 27, 6, 4},
+    {7, 27, 4, 4}, /* length of the piece */
 };
 START_TEST(sealed_but_bent_is_bad) {
     frame_encode(&frames[bent[_i].frame], &bytes);
@@ -234,6 +240,21 @@ START_TEST(slots_ascend) {
         frame_encode(&f, &bytes);
         ck_assert_int_eq(decode(), row < 2 ? FRAME_OK : FRAME_BAD);
     }
+}
+END_TEST
+
+START_TEST(a_piece_of_a_snapshot_has_a_limit) {
+    static char piece[SNAPSHOT_DATA_BYTES_MAX + 1];
+    struct frame f = {.kind = FRAME_SNAPSHOT,
+                      .snapshot = {.kind = SNAPSHOT_DATA, .data = slice_of(piece, SNAPSHOT_DATA_BYTES_MAX)}};
+    frame_encode(&f, &bytes);
+    ck_assert_int_eq(decode(), FRAME_OK);
+    ck_assert_uint_eq(got.snapshot.data.bytes, SNAPSHOT_DATA_BYTES_MAX);
+    wire_put_u8(&bytes, 0); /* one byte more, and the field says so */
+    wire_put_u32(&again, SNAPSHOT_DATA_BYTES_MAX + 1);
+    memcpy(bytes.data + 12 + 27, again.data, 4);
+    seal(&bytes);
+    ck_assert_int_eq(decode(), FRAME_BAD);
 }
 END_TEST
 
@@ -262,6 +283,7 @@ int main(void) {
     tcase_add_loop_test(tc, sealed_but_cut_or_longer_is_bad, 0, FRAMES);
     tcase_add_loop_test(tc, sealed_but_bent_is_bad, 0, sizeof bent / sizeof bent[0]);
     tcase_add_test(tc, slots_ascend);
+    tcase_add_test(tc, a_piece_of_a_snapshot_has_a_limit);
     tcase_add_test(tc, lengths_are_judged_at_once);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
