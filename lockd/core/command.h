@@ -9,8 +9,9 @@
 
 /* Who runs a command, and when. */
 enum command_class {
-    COMMAND_LOCAL,   /* the node the client speaks to, at once: PING, HELLO, INFO, NODE.STATUS */
-    COMMAND_READ,    /* the leader under its lease, from applied state: GET */
+    COMMAND_LOCAL, /* the node the client speaks to, at once: PING, HELLO, INFO, NODE.STATUS */
+    COMMAND_OWN,   /* the node the client speaks to, after all earlier commands of the client: WAITREV, SNAPSHOT.SAVE */
+    COMMAND_READ,  /* the leader under its lease, from applied state: GET */
     COMMAND_LEADER,  /* the leader, from its own memory, outside the log: LEASE.KEEPALIVE, ROUTE.NEXT, LEASE.INFO */
     COMMAND_WRITE,   /* through the log: SET */
     COMMAND_SCRIPT,  /* runs on the leader, its effects go through the log: EVAL, EVALSHA */

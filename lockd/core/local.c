@@ -220,6 +220,8 @@ enum local_verdict local_command(const struct local_view *view, const struct com
         else
             resp_ok(reply);
         break;
+    case CMD_READONLY: resp_ok(reply); return LOCAL_READONLY;
+    case CMD_READWRITE: resp_ok(reply); return LOCAL_READWRITE;
     case CMD_QUIT: resp_ok(reply); return LOCAL_HANG_UP;
     case CMD_COMMAND: command_reply(argc, argv, reply); break;
     case CMD_INFO: info(view, argc, argv, reply); break;

@@ -25,7 +25,9 @@ struct local_view {
 enum local_verdict {
     LOCAL_ANSWERED,
     LOCAL_HANG_UP,
-    LOCAL_NAME /* answered, and the connection is now called *ret_name */
+    LOCAL_NAME,     /* answered, and the connection is now called *ret_name */
+    LOCAL_READONLY, /* answered, and its reads are this node's own from now on */
+    LOCAL_READWRITE /* answered, and they are the leader's again */
 };
 enum local_verdict local_command(const struct local_view *view, const struct command *command, uint32_t argc,
                                  const struct slice *argv, struct buf *reply, struct slice *ret_name);

@@ -33,6 +33,7 @@ void replica_note(const struct replica *r, char level, const char *format, ...) 
 static void router_call_out(void *context, const struct router_call *call);
 static void router_reply_out(void *context, uint64_t client, struct slice bytes, bool leased);
 static void router_hang_up_out(void *context, uint64_t client);
+static void connection_free(struct replica *r, struct connection *c);
 
 static void paxos_begin(struct replica *r, uint64_t now_ms, const struct paxos_saved *saved) {
     const struct paxos_config config = {.alloc = r->config.alloc,
@@ -88,11 +89,8 @@ struct replica *replica_new(const struct replica_config *config, const struct re
 void replica_free(struct replica *r) {
     if (r == NULL) return;
     lead_drop(r);
-    struct named *n, *next_named;
-    HASH_ITER(hh, r->names, n, next_named) {
-        HASH_DEL(r->names, n);
-        alloc_put(r->config.alloc, n);
-    }
+    struct connection *c, *next_c;
+    HASH_ITER(hh, r->connections, c, next_c) connection_free(r, c);
     struct transaction *t, *next_t;
     DL_FOREACH_SAFE(r->transactions, t, next_t) alloc_put(r->config.alloc, t);
     struct held_frame *h, *next_h;
@@ -283,10 +281,39 @@ static const char *role_text(const struct replica *r) {
     return paxos_role(r->paxos) == PAXOS_FOLLOWER ? "follower" : "candidate";
 }
 
+static struct connection *connection_find(const struct replica *r, uint64_t client) {
+    struct connection *c;
+    HASH_FIND(hh, r->connections, &client, sizeof client, c);
+    return c;
+}
+
+static struct connection *connection_get(struct replica *r, uint64_t client) {
+    struct connection *c = connection_find(r, client);
+    if (c != NULL) return c;
+    c = alloc_get0(r->config.alloc, sizeof *c);
+    c->id = client;
+    HASH_ADD(hh, r->connections, id, sizeof c->id, c);
+    return c;
+}
+
+static void connection_name(struct replica *r, struct connection *c, struct slice name) {
+    alloc_put(r->config.alloc, c->name);
+    c->name = NULL;
+    c->name_bytes = name.bytes;
+    if (name.bytes == 0) return;
+    c->name = alloc_get(r->config.alloc, name.bytes);
+    memcpy(c->name, name.data, name.bytes);
+}
+
+static void connection_free(struct replica *r, struct connection *c) {
+    HASH_DEL(r->connections, c);
+    alloc_put(r->config.alloc, c->name);
+    alloc_put(r->config.alloc, c);
+}
+
 static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t client, const struct command *command,
                   uint32_t argc, const struct slice *argv) {
-    struct named *named;
-    HASH_FIND(hh, r->names, &client, sizeof client, named);
+    const struct connection *known = connection_find(r, client);
     struct local_view view = {
         .node = r->config.node,
         .node_count = r->config.node_count,
@@ -306,7 +333,7 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
         .forward_timeout_ms = r->config.forward_timeout_ms,
         .unix_us = unix_us,
         .client = client,
-        .client_name = named != NULL ? slice_of(named->name, named->bytes) : slice_of(NULL, 0),
+        .client_name = known != NULL ? slice_of(known->name, known->name_bytes) : slice_of(NULL, 0),
     };
     view.leader = leader_index(r, now_ms, &view.ballot);
     if (r->serving) view.leader = r->config.node;
@@ -314,20 +341,15 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
     buf_clear(&r->reply);
     struct slice name = {0};
     const enum local_verdict verdict = local_command(&view, command, argc, argv, &r->reply, &name);
-    if (verdict == LOCAL_NAME) {
-        if (named != NULL) {
-            HASH_DEL(r->names, named);
-            alloc_put(r->config.alloc, named);
-        }
-        if (name.bytes > 0) {
-            named = alloc_get0(r->config.alloc, sizeof *named + name.bytes);
-            named->id = client;
-            named->bytes = name.bytes;
-            memcpy(named->name, name.data, name.bytes);
-            HASH_ADD(hh, r->names, id, sizeof named->id, named);
-        }
-    }
+    if (verdict == LOCAL_NAME) connection_name(r, connection_get(r, client), name);
+    if (verdict == LOCAL_READONLY) connection_get(r, client)->readonly = true;
+    if (verdict == LOCAL_READWRITE && known != NULL) connection_get(r, client)->readonly = false;
     router_answered(r->router, client, buf_slice(&r->reply), verdict == LOCAL_HANG_UP);
+}
+
+static bool connection_reads_here(const struct replica *r, uint64_t client) {
+    const struct connection *c = connection_find(r, client);
+    return c != NULL && c->readonly;
 }
 
 bool replica_client_room(const struct replica *r, uint64_t client) {
@@ -349,6 +371,8 @@ void replica_command(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint6
         router_answered(r->router, client, buf_slice(&r->reply), false);
     } else if (command->class == COMMAND_LOCAL) {
         local(r, now_ms, unix_us, client, command, argc, argv);
+    } else if (command->class == COMMAND_OWN || (command->class == COMMAND_READ && connection_reads_here(r, client))) {
+        router_add_own(r->router, now_ms, client, command, argc, argv);
     } else {
         router_add(r->router, now_ms, client, command, argc, argv);
     }
@@ -356,11 +380,8 @@ void replica_command(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint6
 
 void replica_client_gone(struct replica *r, uint64_t now_ms, uint64_t client) {
     router_client_gone(r->router, now_ms, client);
-    struct named *named;
-    HASH_FIND(hh, r->names, &client, sizeof client, named);
-    if (named == NULL) return;
-    HASH_DEL(r->names, named);
-    alloc_put(r->config.alloc, named);
+    struct connection *c = connection_find(r, client);
+    if (c != NULL) connection_free(r, c);
 }
 
 static void router_reply_out(void *context, uint64_t client, struct slice bytes, bool leased) {
@@ -479,8 +500,41 @@ void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer) {
 
 /* ---- the origin's half ---- */
 
+/* ---- what this node answers itself ---- */
+
+static void wait_revision(struct replica *r, const struct router_call *call) {
+    enum { MS_MAX = 86400000 }; /* one day, as the longest lease */
+    uint64_t revision, ms;
+    if (slice_to_u64(call->argv[1], &revision) && slice_to_u64(call->argv[2], &ms)) {
+        router_wait_revision(r->router, call->seq, revision, r->turn_ms + (ms < MS_MAX ? ms : MS_MAX));
+        return;
+    }
+    struct buf b = {.alloc = r->config.alloc};
+    resp_error(&b, "ERR revision and ms are integers, 0 or more");
+    router_read_reply(r->router, call->seq, buf_slice(&b), false);
+    buf_release(&b);
+}
+
+static void own_call(struct replica *r, const struct router_call *call) {
+    struct buf b = {.alloc = r->config.alloc};
+    uint64_t stamp_ms;
+    switch (call->command->id) {
+    case CMD_WAITREV: wait_revision(r, call); return;
+    default: break;
+    }
+    /* A read of our own state, at the time it is of: all that was due then has ended (K3). */
+    if (keyspace_read(r->ks, keyspace_stamp(r->ks), call->argc, call->argv, &b, &stamp_ms) != KS_READ_DONE)
+        resp_error(&b, "BUSY this node has not applied the end of that key yet");
+    router_read_reply(r->router, call->seq, buf_slice(&b), false);
+    buf_release(&b);
+}
+
 static void router_call_out(void *context, const struct router_call *call) {
     struct replica *r = context;
+    if (call->own) {
+        own_call(r, call);
+        return;
+    }
     if (ballot_seat(r->target) == r->config.node) {
         const struct origin origin = {.node = r->config.node, .boot = r->config.boot_id, .seq = call->seq};
         if (call->write)
@@ -566,6 +620,8 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
     release_held(r);
     identity_turn(r, now_ms);
     if (r->paxos != NULL) paxos_turn(r, now_ms);
+    router_pump_own(r->router, now_ms);
+    router_revision(r->router, now_ms, keyspace_revision(r->ks));
     router_expire(r->router, now_ms);
     router_flush(r->router);
     r->round_now = 0; /* it has left: who asks between two turns asks after it */

@@ -37,11 +37,13 @@ struct transaction {
     struct transaction *prev, *next;
 };
 
-struct named {
+/* What a connection said about itself, if anything. */
+struct connection {
     uint64_t id;
     UT_hash_handle hh;
-    size_t bytes;
-    char name[];
+    bool readonly;
+    size_t name_bytes;
+    char *name; /* of name_bytes */
 };
 
 /* A read or a leader's command at the leader, from any origin. */
@@ -85,7 +87,7 @@ struct replica {
     struct router *router;
     struct buf frame; /* scratch */
     struct buf reply; /* scratch */
-    struct named *names;
+    struct connection *connections;
     char refuse_text[160];
     uint64_t turn_ms; /* of the turn we are in */
 

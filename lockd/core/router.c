@@ -32,8 +32,10 @@ struct request {
     struct client *client; /* NULL: nobody waits for the reply */
     const struct command *command;
     enum request_state state;
-    bool write, barrier, leased, hang_up;
-    enum request_timer { NO_TIMER, TIMEOUT, WAIT_END, LEAVE } timer;
+    bool write, own, barrier, leased, hang_up;
+    bool installed; /* the state that was just installed has this wait */
+    enum request_timer { NO_TIMER, TIMEOUT, WAIT_END, LEAVE, REVISION } timer;
+    uint64_t revision; /* that it waits for */
     uint64_t seq;
     uint64_t ends; /* %DEQUEUE: seq of the wait it ends */
     struct ballot ballot;
@@ -69,6 +71,8 @@ struct router {
     struct request *timeouts;       /* not yet known to have run; by deadline: all timeouts are equally long */
     struct request *waits;          /* QUEUED, in no order: looked through once a second */
     struct request *leaving;        /* QUEUED without client, by deadline */
+    struct request *revisions;      /* WAITREVs, in no order */
+    struct request *own;            /* unanswered ones that this node answers */
     uint64_t waits_look_ms;
     struct request *send_writes; /* first of `writes` that is not out under the serving ballot; NULL: look for it */
     struct request *send_reads;  /* no read before it is READY; NULL: none is */
@@ -83,7 +87,8 @@ struct router {
     struct ballot sent_ballot;
     size_t bytes;
     uint32_t pending;
-    bool work; /* something is READY */
+    bool work;     /* something is READY */
+    bool own_work; /* of our own */
     const char *refuse;
 };
 
@@ -122,7 +127,12 @@ static void mark_dirty(struct router *rt, struct client *c) {
 }
 
 static struct request **timer_list(struct router *rt, const struct request *q) {
-    return q->timer == TIMEOUT ? &rt->timeouts : q->timer == WAIT_END ? &rt->waits : &rt->leaving;
+    switch (q->timer) {
+    case TIMEOUT: return &rt->timeouts;
+    case WAIT_END: return &rt->waits;
+    case REVISION: return &rt->revisions;
+    default: return &rt->leaving;
+    }
 }
 
 static void untime(struct router *rt, struct request *q) {
@@ -152,6 +162,9 @@ static void unlist(struct router *rt, struct request *q) {
         if (rt->send_writes == q) rt->send_writes = q->kind_next;
         DL_DELETE2(rt->writes, q, kind_prev, kind_next);
         HASH_DELETE(hh, rt->write_by_seq, q);
+    } else if (q->own) {
+        DL_DELETE2(rt->own, q, kind_prev, kind_next);
+        HASH_DELETE(hh, rt->read_by_seq, q);
     } else {
         if (rt->send_reads == q) rt->send_reads = q->kind_next;
         if (q->state == OUT && has_length(q)) rt->out_reads--;
@@ -175,7 +188,8 @@ static void running_change(struct client *c, const struct request *q, int by) {
 
 static bool may_start(const struct client *c, const struct request *q) {
     if (c->running_barriers > 0) return false;
-    if (q->command->class == COMMAND_SCRIPT) return c->running_reads == 0 && c->running_writes == 0;
+    if (q->command->class == COMMAND_SCRIPT || q->command->class == COMMAND_OWN)
+        return c->running_reads == 0 && c->running_writes == 0;
     return q->write ? c->running_reads == 0 : c->running_writes == 0;
 }
 
@@ -187,6 +201,13 @@ static void start(struct router *rt, struct request *q) {
         HASH_ADD(hh, rt->write_by_seq, seq, sizeof q->seq, q);
         DL_APPEND2(rt->writes, q, kind_prev, kind_next);
         if (rt->send_writes == NULL) rt->send_writes = q;
+    } else if (q->own) {
+        untime(rt, q); /* it depends on nobody */
+        q->seq = rt->next_read++;
+        HASH_ADD(hh, rt->read_by_seq, seq, sizeof q->seq, q);
+        DL_APPEND2(rt->own, q, kind_prev, kind_next);
+        rt->own_work = true;
+        return;
     } else {
         q->seq = rt->next_read++;
         HASH_ADD(hh, rt->read_by_seq, seq, sizeof q->seq, q);
@@ -242,7 +263,7 @@ static void finish(struct router *rt, struct request *q, struct slice reply, boo
 
 /* A wait for a lock keeps its client's later commands back, as a blocked Redis client would. */
 static bool is_barrier(const struct command *command, uint32_t argc, const struct slice *argv) {
-    if (command->class == COMMAND_SCRIPT) return true;
+    if (command->class == COMMAND_SCRIPT || command->class == COMMAND_OWN) return true;
     if (command->id != CMD_LOCK_ACQUIRE && command->id != CMD_ELECT_CAMPAIGN) return false;
     for (uint32_t i = 2; i < argc; i++)
         if (slice_is_word(argv[i], "WAIT")) return true;
@@ -302,7 +323,7 @@ static void answer_error(struct router *rt, uint64_t id, const char *text) {
     buf_release(&b);
 }
 
-void router_add(struct router *rt, uint64_t now_ms, uint64_t id, const struct command *command, uint32_t argc,
+static void add(struct router *rt, uint64_t now_ms, uint64_t id, const struct command *command, bool own, uint32_t argc,
                 const struct slice *argv) {
     if (rt->refuse != NULL) {
         answer_error(rt, id, rt->refuse);
@@ -315,12 +336,23 @@ void router_add(struct router *rt, uint64_t now_ms, uint64_t id, const struct co
     struct client *c = client_get(rt, id);
     struct request *q = request_new(rt, command, argc, argv);
     q->write = command->class == COMMAND_WRITE || command->class == COMMAND_SCRIPT;
+    q->own = own;
     q->barrier = is_barrier(command, argc, argv);
     rt->now_ms = now_ms;
     if (!c->blocked) set_timer(rt, q, TIMEOUT, now_ms + rt->config.timeout_ms);
     enqueue(c, q);
     if (c->waiting == NULL) c->waiting = q;
     start_more(rt, c);
+}
+
+void router_add(struct router *rt, uint64_t now_ms, uint64_t id, const struct command *command, uint32_t argc,
+                const struct slice *argv) {
+    add(rt, now_ms, id, command, false, argc, argv);
+}
+
+void router_add_own(struct router *rt, uint64_t now_ms, uint64_t id, const struct command *command, uint32_t argc,
+                    const struct slice *argv) {
+    add(rt, now_ms, id, command, true, argc, argv);
 }
 
 void router_client_gone(struct router *rt, uint64_t now_ms, uint64_t id) {
@@ -357,6 +389,12 @@ static struct request *write_find(const struct router *rt, uint64_t seq) {
     return q;
 }
 
+static struct request *read_find(const struct router *rt, uint64_t seq) {
+    struct request *q;
+    HASH_FIND(hh, rt->read_by_seq, &seq, sizeof seq, q);
+    return q;
+}
+
 void router_write_reply(struct router *rt, uint64_t seq, struct slice reply) {
     struct request *q = write_find(rt, seq);
     if (q == NULL) return;
@@ -364,6 +402,11 @@ void router_write_reply(struct router *rt, uint64_t seq, struct slice reply) {
     finish(rt, q, reply, false);
     /* The log says no more about that wait, and nobody asks. */
     if (ended != NULL && ended->client == NULL) finish(rt, ended, reply, false);
+}
+
+void router_write_refused(struct router *rt, uint64_t seq, struct ballot ballot, struct slice reply) {
+    struct request *q = write_find(rt, seq);
+    if (q != NULL && q->state == OUT && ballot_equal(q->ballot, ballot)) finish(rt, q, reply, false);
 }
 
 /* How long a command asks to wait at most: its own WAIT. */
@@ -406,10 +449,9 @@ void router_first(struct router *rt, struct ballot ballot) {
 }
 
 void router_read_reply(struct router *rt, uint64_t seq, struct slice reply, bool leased) {
-    struct request *q;
-    HASH_FIND(hh, rt->read_by_seq, &seq, sizeof seq, q);
+    struct request *q = read_find(rt, seq);
     if (q == NULL) return;
-    if (has_length(q))
+    if (has_length(q) && !q->own)
         rt->read_guess =
             reply.bytes > rt->read_guess ? reply.bytes : rt->read_guess - (rt->read_guess - reply.bytes) / 8;
     rt->turn_bytes += reply.bytes;
@@ -430,6 +472,75 @@ void router_writes_again(struct router *rt) {
     rt->send_writes = rt->writes;
     rt->last_sent_write = 0;
     if (rt->writes != NULL) rt->work = true;
+}
+
+/* ---- a snapshot was installed ---- */
+
+void router_install_wait(struct router *rt, uint64_t seq) {
+    struct request *q = write_find(rt, seq);
+    if (q != NULL) q->installed = true;
+}
+
+static void give_up(struct router *rt, struct request *q) {
+    struct buf b = {.alloc = rt->config.alloc};
+    resp_error(&b, "UNCERTAIN this node caught up by a snapshot; the command may have run");
+    finish(rt, q, buf_slice(&b), false);
+    buf_release(&b);
+}
+
+/* As if it had just come. */
+static void restart(struct router *rt, struct request *q) {
+    if (q->client != NULL) running_change(q->client, q, -1);
+    unlist(rt, q);
+    start(rt, q);
+}
+
+void router_installed(struct router *rt, uint64_t now_ms) {
+    const uint64_t next = rt->next_write; /* what is made here is not looked at */
+    struct request *q, *after;
+    rt->now_ms = now_ms;
+    DL_FOREACH_SAFE2(rt->writes, q, after, kind_next) {
+        if (q->seq >= next) break;
+        if (q->state != OUT && q->state != QUEUED) continue;
+        if (q->installed) {
+            q->installed = false;
+            router_write_queued(rt, now_ms, q->seq);
+        } else if (q->ends != 0) { /* void or again, it does no harm */
+            const struct request *ended = write_find(rt, q->ends);
+            if (ended != NULL && (ended->installed || ended->state == QUEUED))
+                restart(rt, q);
+            else
+                finish(rt, q, slice_of(NULL, 0), false);
+        } else {
+            give_up(rt, q);
+        }
+    }
+    router_writes_again(rt);
+    router_reads_again(rt);
+}
+
+/* ---- own commands that wait ---- */
+
+void router_wait_revision(struct router *rt, uint64_t seq, uint64_t revision, uint64_t until_ms) {
+    struct request *q = read_find(rt, seq);
+    if (q == NULL || !q->own) return;
+    q->revision = revision;
+    set_timer(rt, q, REVISION, until_ms);
+}
+
+void router_revision(struct router *rt, uint64_t now_ms, uint64_t revision) {
+    struct request *q, *next;
+    rt->now_ms = now_ms;
+    DL_FOREACH_SAFE2(rt->revisions, q, next, time_next) {
+        if (q->revision > revision && q->deadline_ms > now_ms) continue;
+        struct buf b = {.alloc = rt->config.alloc};
+        if (q->revision <= revision)
+            resp_integer(&b, (int64_t)revision);
+        else
+            resp_nil(&b);
+        finish(rt, q, buf_slice(&b), false);
+        buf_release(&b);
+    }
 }
 
 /* ---- out ---- */
@@ -461,6 +572,26 @@ static void pump_reads(struct router *rt, struct ballot serving) {
             call(rt, q, serving, 0);
     }
     if (held != NULL) rt->send_reads = held;
+}
+
+void router_pump_own(struct router *rt, uint64_t now_ms) {
+    rt->now_ms = now_ms;
+    while (rt->own_work) {
+        struct request *q, *next;
+        rt->own_work = false;
+        DL_FOREACH_SAFE2(rt->own, q, next, kind_next) { /* most are answered at once, and start more */
+            if (q->state != READY) continue;
+            if (rt->turn_bytes > TURN_BYTES) {
+                rt->own_work = rt->more = true;
+                return;
+            }
+            q->state = OUT;
+            const struct router_call out = {
+                .own = true, .seq = q->seq, .argc = q->argc, .argv = q->argv, .command = q->command};
+            rt->sink.call(rt->sink.context, &out);
+            if (q->state == OUT && q->barrier) block(rt, q->client);
+        }
+    }
 }
 
 void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *serving) {
@@ -560,6 +691,10 @@ uint64_t router_wake_at(const struct router *rt) {
     if (rt->timeouts != NULL && rt->timeouts->deadline_ms < at) at = rt->timeouts->deadline_ms;
     if (rt->leaving != NULL && rt->leaving->deadline_ms < at) at = rt->leaving->deadline_ms;
     if (rt->waits != NULL && rt->waits_look_ms < at) at = rt->waits_look_ms;
+    const struct request *q;
+    DL_FOREACH2(rt->revisions, q, time_next) {
+        if (q->deadline_ms < at) at = q->deadline_ms;
+    }
     return at;
 }
 

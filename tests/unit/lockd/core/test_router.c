@@ -1,5 +1,5 @@
 /* The order of one client's commands and replies, what is said again and what never is, and the two kinds of timeout.
- * Guards N1-N5 of router.h with a hand-fed router: no leader, no log. */
+ * Guards N1-N6 of router.h with a hand-fed router: no leader, no log. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ static const struct ballot b1 = {1, 0}, b2 = {2, 1};
 static void on_call(void *context, const struct router_call *call) {
     (void)context;
     char text[128];
-    snprintf(text, sizeof text, "%c%llu", call->write ? 'w' : 'r', (unsigned long long)call->seq);
+    snprintf(text, sizeof text, "%c%llu", call->own ? 'o' : call->write ? 'w' : 'r', (unsigned long long)call->seq);
     strcat(calls, text);
     if (call->write) {
         snprintf(text, sizeof text, "<%llu", (unsigned long long)call->after);
@@ -52,7 +52,7 @@ static void teardown(void) {
     ck_assert_uint_eq(heap_bytes_in_use(), 0);
 }
 
-static void say(uint64_t now_ms, uint64_t client, const char *line) {
+static void say_to(bool own, uint64_t now_ms, uint64_t client, const char *line) {
     char text[256];
     struct slice argv[16];
     uint32_t argc = 0;
@@ -60,7 +60,13 @@ static void say(uint64_t now_ms, uint64_t client, const char *line) {
     for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) argv[argc++] = slice_str(word);
     const struct command *command = command_find(argv[0], false);
     ck_assert_ptr_nonnull(command);
-    router_add(rt, now_ms, client, command, argc, argv);
+    if (own)
+        router_add_own(rt, now_ms, client, command, argc, argv);
+    else
+        router_add(rt, now_ms, client, command, argc, argv);
+}
+static void say(uint64_t now_ms, uint64_t client, const char *line) {
+    say_to(false, now_ms, client, line);
 }
 static void answer_write(uint64_t seq, const char *reply) {
     router_write_reply(rt, seq, slice_str(reply));
@@ -292,6 +298,163 @@ START_TEST(a_wait_that_was_left_costs_nothing) {
 }
 END_TEST
 
+/* ---- what this node answers itself ---- */
+
+START_TEST(own_reads_need_no_leader) {
+    say_to(true, 0, 1, "GET a");
+    say(0, 2, "GET b");
+    router_pump_own(rt, 0);
+    router_pump(rt, 0, NULL);
+    called("o1:GET ");
+    router_read_reply(rt, 1, slice_str("+one\r\n"), false);
+    replied("1=+one ");
+    router_reads_again(rt); /* it is not asked again: it is answered */
+    router_pump(rt, 0, &b1);
+    router_pump_own(rt, 0);
+    called("r2:GET ");
+}
+END_TEST
+
+START_TEST(own_reads_keep_the_order_of_their_client) {
+    say(0, 1, "SET a 1");
+    say_to(true, 0, 1, "GET a");
+    router_pump_own(rt, 0);
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET "); /* the read waits for the write */
+    answer_write(1, "+OK\r\n");
+    router_pump_own(rt, 0);
+    called("o1:GET ");
+    router_read_reply(rt, 1, slice_str("+1\r\n"), false);
+    replied("1=+OK 1=+1 ");
+}
+END_TEST
+
+START_TEST(waitrev_keeps_the_rest_back) {
+    say_to(true, 0, 1, "WAITREV 5 3000");
+    say_to(true, 0, 1, "GET a");
+    say(0, 1, "SET a 1");
+    router_pump_own(rt, 0);
+    called("o1:WAITREV ");
+    router_wait_revision(rt, 1, 5, 3000);
+    ck_assert_uint_eq(router_wake_at(rt), 3000);
+    router_revision(rt, 2999, 4);
+    router_pump_own(rt, 2999);
+    router_pump(rt, 2999, &b1);
+    called("");
+    router_revision(rt, 2999, 6);
+    replied("1=:6 ");
+    router_pump_own(rt, 2999);
+    router_pump(rt, 2999, &b1);
+    called("o2:GET ");
+    router_read_reply(rt, 2, slice_str("+1\r\n"), false);
+    router_pump(rt, 2999, &b1);
+    called("w1<0:SET ");
+}
+END_TEST
+
+START_TEST(waitrev_has_an_end) {
+    say_to(true, 0, 1, "WAITREV 5 20000");
+    say(0, 1, "GET a");
+    router_pump_own(rt, 0);
+    calls[0] = '\0';
+    router_wait_revision(rt, 1, 5, 20000);
+    router_expire(rt, 19999); /* longer than forward-timeout, which stands still for what is behind it */
+    router_revision(rt, 19999, 4);
+    replied("");
+    router_revision(rt, 20000, 4);
+    replied("1=$-1 ");
+    router_pump(rt, 20000, &b1);
+    called("r2:GET ");
+    router_expire(rt, 29999);
+    replied("");
+    router_expire(rt, 30000);
+    ck_assert_int_eq(strncmp((router_flush(rt), out), "1=-CLUSTERDOWN", 14), 0);
+}
+END_TEST
+
+START_TEST(who_leaves_waits_for_no_revision) {
+    say_to(true, 0, 1, "WAITREV 5 20000");
+    router_pump_own(rt, 0);
+    router_wait_revision(rt, 1, 5, 20000);
+    router_client_gone(rt, 1, 1);
+    router_revision(rt, 2, 9);
+    router_read_reply(rt, 1, slice_str("+x\r\n"), false);
+    router_wait_revision(rt, 1, 5, 20000);
+    replied("");
+    ck_assert_uint_eq(router_pending(rt), 0);
+}
+END_TEST
+
+/* ---- a refusal that the log does not carry ---- */
+
+START_TEST(a_refused_write_is_answered_once) {
+    say(0, 1, "SET a 1");
+    router_pump(rt, 0, &b1);
+    calls[0] = '\0';
+    router_write_refused(rt, 1, b2, slice_str("-DISKFULL b\r\n")); /* not the one it was sent to */
+    replied("");
+    router_write_refused(rt, 1, b1, slice_str("-DISKFULL a\r\n"));
+    router_write_refused(rt, 1, b1, slice_str("-DISKFULL c\r\n"));
+    replied("1=-DISKFULL a ");
+    say(0, 1, "SET a 2");
+    router_write_refused(rt, 2, b1, slice_str("-DISKFULL d\r\n")); /* nobody has it yet */
+    replied("");
+}
+END_TEST
+
+/* ---- a snapshot was installed (N6) ---- */
+
+#define uncertain "-UNCERTAIN this node caught up by a snapshot; the command may have run"
+
+START_TEST(what_a_snapshot_jumped_over_is_uncertain) {
+    say(0, 1, "SET a 1");                       /* 1: out, fate unknown */
+    say(0, 2, "LOCK.ACQUIRE l LEASE 3 WAIT 9"); /* 2: ran, waits, and does so in the new state */
+    say(0, 3, "LOCK.ACQUIRE m LEASE 3 WAIT 9"); /* 3: ran and waited; not any more */
+    say(0, 4, "LOCK.ACQUIRE n LEASE 3 WAIT 9"); /* 4: out; it waits, as the new state tells */
+    router_pump(rt, 0, &b1);
+    router_write_queued(rt, 0, 2);
+    router_write_queued(rt, 0, 3);
+    say(0, 5, "SET b 1"); /* 5: not out */
+    say(0, 6, "GET c");
+    calls[0] = '\0';
+    router_install_wait(rt, 2);
+    router_install_wait(rt, 4);
+    router_install_wait(rt, 99);
+    router_installed(rt, 100);
+    replied("3=" uncertain " 1=" uncertain " ");
+    router_first(rt, b2); /* and what was jumped over is not sent again */
+    router_pump(rt, 100, &b2);
+    called("w5<0:SET r1:GET ");
+    router_write_reply(rt, 1, slice_str("+OK\r\n")); /* nor answered twice */
+    router_write_reply(rt, 4, slice_str(":4\r\n"));
+    router_write_reply(rt, 2, slice_str(":2\r\n"));
+    replied("2=:2 4=:4 ");
+}
+END_TEST
+
+START_TEST(places_in_queues_are_given_up_across_a_snapshot) {
+    say(0, 1, "LOCK.ACQUIRE l LEASE 3 WAIT 9");
+    say(0, 2, "LOCK.ACQUIRE m LEASE 3 WAIT 9");
+    say(0, 3, "SET a 1");
+    router_pump(rt, 0, &b1);
+    router_write_queued(rt, 0, 1);
+    router_write_queued(rt, 0, 2);
+    for (uint64_t client = 1; client < 4; client++) router_client_gone(rt, 0, client);
+    router_expire(rt, 1000);
+    calls[0] = '\0';
+    router_pump(rt, 1000, &b1);
+    called("w4<3:%DEQUEUE w5<4:%DEQUEUE ");
+    router_install_wait(rt, 1); /* one still stands in its queue, the other does not */
+    router_installed(rt, 1000);
+    ck_assert_uint_eq(router_pending(rt), 2);
+    router_pump(rt, 1000, &b1);
+    called("w6<0:%DEQUEUE ");
+    answer_write(6, "+OK\r\n");
+    ck_assert_uint_eq(router_pending(rt), 0);
+    replied("");
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("router");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -310,6 +473,14 @@ int main(void) {
     tcase_add_test(tc, long_replies_do_not_come_all_at_once);
     tcase_add_test(tc, a_wait_that_was_left_costs_nothing);
     Suite *suite = suite_create("router");
+    tcase_add_test(tc, own_reads_need_no_leader);
+    tcase_add_test(tc, own_reads_keep_the_order_of_their_client);
+    tcase_add_test(tc, waitrev_keeps_the_rest_back);
+    tcase_add_test(tc, waitrev_has_an_end);
+    tcase_add_test(tc, who_leaves_waits_for_no_revision);
+    tcase_add_test(tc, a_refused_write_is_answered_once);
+    tcase_add_test(tc, what_a_snapshot_jumped_over_is_uncertain);
+    tcase_add_test(tc, places_in_queues_are_given_up_across_a_snapshot);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_set_tap(runner, "-");
