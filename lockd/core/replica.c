@@ -622,6 +622,7 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
     if (r->paxos != NULL) paxos_turn(r, now_ms);
     router_pump_own(r->router, now_ms);
     router_revision(r->router, now_ms, keyspace_revision(r->ks));
+    router_pump_own(r->router, now_ms); /* what stood behind a WAITREV */
     router_expire(r->router, now_ms);
     router_flush(r->router);
     r->round_now = 0; /* it has left: who asks between two turns asks after it */

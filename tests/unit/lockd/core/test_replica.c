@@ -668,6 +668,41 @@ START_TEST(a_restarted_node_is_let_in_when_the_links_are_up) {
 }
 END_TEST
 
+/* A node that nobody speaks to answers from what it has, if asked to; and waits until it has what it is asked for. */
+START_TEST(a_node_cut_off_answers_from_its_own_state) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    expect(other, 1, "SET a 1", "+OK\r\n");
+    expect(other, 1, "READONLY", "+OK\r\n");
+    expect(other, 1, "GET a", "$1\r\n1\r\n");
+    deaf[other] = true;
+    expect(l, 2, "SET a 2", "+OK\r\n");
+    expect(other, 1, "GET a", "$1\r\n1\r\n");
+    const uint64_t revision = keyspace_revision(replica_keyspace(nodes[l].replica));
+    char line[64], reply[64];
+    snprintf(line, sizeof line, "WAITREV %llu 500", (unsigned long long)revision);
+    snprintf(reply, sizeof reply, ":%llu\r\n", (unsigned long long)revision);
+    say(other, 1, line);
+    say(other, 1, "GET a");
+    run(499);
+    ck_assert_str_eq(take(1), "");
+    run(2);
+    ck_assert_str_eq(take(1), "$-1\r\n$1\r\n1\r\n");
+    say(other, 1, line);
+    say(other, 1, "GET a");
+    deaf[other] = false;
+    run(400);
+    ck_assert_int_eq(strncmp(replies[1], reply, strlen(reply)), 0);
+    ck_assert_str_eq(take(1) + strlen(reply), "$1\r\n2\r\n");
+    expect(other, 1, "WAITREV 1 0", reply);
+    expect(other, 1, "WAITREV 99999 0", "$-1\r\n");
+    expect(other, 1, "WAITREV x 0", "-ERR revision and ms are integers, 0 or more\r\n");
+    expect(other, 1, "READWRITE", "+OK\r\n");
+    expect(other, 1, "GET a", "$1\r\n2\r\n");
+    replica_client_gone(nodes[other].replica, now_ms, 1);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("replica");
     tcase_set_timeout(tc, 60);
@@ -689,6 +724,7 @@ int main(void) {
     tcase_add_test(tc, a_forwarded_command_that_fits_no_batch_is_refused);
     tcase_add_test(tc, the_leaders_queue_has_a_limit);
     tcase_add_test(tc, a_restarted_node_is_let_in_when_the_links_are_up);
+    tcase_add_test(tc, a_node_cut_off_answers_from_its_own_state);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
