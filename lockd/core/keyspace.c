@@ -451,6 +451,10 @@ uint64_t keyspace_hash(const struct keyspace *ks) {
         for (const struct ks_name *n = lease->names; n != NULL; n = n->lease_next)
             hash = XXH3_64bits_withSeed(n->key, n->key_bytes, hash);
     }
+    for (const struct ks_life *life = ks->lives; life != NULL; life = life->next) {
+        const uint64_t facts[] = {life->node, life->boot};
+        hash = XXH3_64bits_withSeed(facts, sizeof facts, hash);
+    }
     for (const struct ks_script_text *s = ks->scripts; s != NULL; s = s->hh.next)
         hash = XXH3_64bits_withSeed(s->sha, KS_SHA_BYTES, hash);
     return route_hash(ks->route, hash);

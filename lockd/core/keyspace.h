@@ -83,6 +83,21 @@ void keyspace_free(struct keyspace *ks);
  * a batch is a programmer error here: checksums and admission keep it out.  ret_facts lives until the next call. */
 void keyspace_apply(struct keyspace *ks, paxos_slot slot, struct slice value, struct ks_facts *ret_facts);
 
+/* ---- the whole state as bytes (D2) ---- */
+/* The whole replicated state as of keyspace_slot, as checksummed blocks of at most 64 KiB: a first block that says what
+ * it is and which slot, a last one with the number of blocks and keyspace_hash.  Deterministic: equal logs give equal
+ * bytes.  `put` gets whole blocks, borrowed, and returns non-zero to stop; that is returned, else 0.  Changes nothing
+ * and needs 64 KiB of memory, so it may run in a process of its own (fork) while this one goes on. */
+int keyspace_save(const struct keyspace *ks, int (*put)(void *context, struct slice bytes), void *context);
+/* The state that was saved: from here on it does what the saved one does, to the byte.  NULL: the bytes are damaged, of
+ * another format, or contradict themselves; `error` says what, in one line.  Whatever the bytes are, no memory is taken
+ * that is not in proportion to them. */
+struct keyspace *keyspace_load(const struct ks_config *config, struct slice bytes, char *error, size_t error_bytes);
+/* The slot named by the first block, which is all that is looked at (KEYSPACE_BLOCK_BYTES_MAX are always enough).
+ * False: damaged, or of another format. */
+enum { KEYSPACE_BLOCK_BYTES_MAX = 65536 };
+NODISCARD bool keyspace_saved_slot(struct slice bytes, paxos_slot *ret_slot);
+
 enum ks_read_verdict {
     KS_READ_DONE,       /* the reply is appended */
     KS_READ_NEEDS_STAMP /* the answer hangs on an expiry that the log does not show yet: have an entry with a stamp

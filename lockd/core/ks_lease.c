@@ -65,6 +65,23 @@ static void compact(struct keyspace *ks) {
     ks->place_count = kept;
 }
 
+struct ks_lease *ks_lease_add(struct keyspace *ks, uint64_t id, uint32_t ttl_ms, struct slice holder) {
+    const struct alloc *alloc = ks->config.alloc;
+    if (ks->place_count == ks->place_capacity) {
+        ks->place_capacity = ks->place_capacity ? ks->place_capacity * 2 : 64;
+        ks->leases = alloc_resize(alloc, ks->leases, ks->place_capacity * sizeof ks->leases[0]);
+    }
+    struct ks_lease *lease = alloc_get0(alloc, sizeof *lease + holder.bytes);
+    lease->id = id;
+    lease->ttl_ms = ttl_ms;
+    lease->holder_bytes = (uint32_t)holder.bytes;
+    if (holder.bytes > 0) memcpy(lease->holder, holder.data, holder.bytes);
+    ks->leases[ks->place_count++] = (struct ks_lease_place){.id = id, .lease = lease};
+    ks->lease_count++;
+    ks->memory_bytes += holder.bytes;
+    return lease;
+}
+
 void ks_cmd_lease_grant(struct ks_call *call) {
     struct keyspace *ks = call->ks;
     uint64_t ttl_ms;
@@ -86,19 +103,7 @@ void ks_cmd_lease_grant(struct ks_call *call) {
     }
     if (!ks_room(call, false, holder.bytes)) return;
 
-    const struct alloc *alloc = ks->config.alloc;
-    if (ks->place_count == ks->place_capacity) {
-        ks->place_capacity = ks->place_capacity ? ks->place_capacity * 2 : 64;
-        ks->leases = alloc_resize(alloc, ks->leases, ks->place_capacity * sizeof ks->leases[0]);
-    }
-    struct ks_lease *lease = alloc_get0(alloc, sizeof *lease + holder.bytes);
-    lease->id = call->revision;
-    lease->ttl_ms = (uint32_t)ttl_ms;
-    lease->holder_bytes = (uint32_t)holder.bytes;
-    if (holder.bytes > 0) memcpy(lease->holder, holder.data, holder.bytes);
-    ks->leases[ks->place_count++] = (struct ks_lease_place){.id = lease->id, .lease = lease};
-    ks->lease_count++;
-    ks->memory_bytes += holder.bytes;
+    const struct ks_lease *lease = ks_lease_add(ks, call->revision, (uint32_t)ttl_ms, holder);
     resp_integer(call->reply, (int64_t)lease->id);
     ks_fact(ks, &(struct ks_fact){.kind = KS_LEASE_NEW, .id = lease->id, .ttl_ms = ttl_ms});
 }

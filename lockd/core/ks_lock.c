@@ -14,17 +14,23 @@ static struct ks_life *life_of(const struct keyspace *ks, uint16_t node, uint64_
     return NULL;
 }
 
-static void attach_wait(struct keyspace *ks, struct ks_waiter *w, struct origin origin) {
-    struct ks_life *life = life_of(ks, origin.node, origin.boot);
-    if (life == NULL) {
-        life = alloc_get0(ks->config.alloc, sizeof *life);
-        life->node = origin.node;
-        life->boot = origin.boot;
-        DL_APPEND(ks->lives, life);
-    }
-    w->origin = origin;
+struct ks_life *ks_life_add(struct keyspace *ks, uint16_t node, uint64_t boot) {
+    struct ks_life *life = alloc_get0(ks->config.alloc, sizeof *life);
+    life->node = node;
+    life->boot = boot;
+    DL_APPEND(ks->lives, life);
+    return life;
+}
+
+void ks_wait_attach(struct ks_waiter *w, struct ks_life *life, uint64_t seq) {
+    w->origin = (struct origin){.node = life->node, .boot = life->boot, .seq = seq};
     w->life = life;
     DL_APPEND2(life->waiters, w, life_prev, life_next);
+}
+
+static void attach_wait(struct keyspace *ks, struct ks_waiter *w, struct origin origin) {
+    struct ks_life *life = life_of(ks, origin.node, origin.boot);
+    ks_wait_attach(w, life != NULL ? life : ks_life_add(ks, origin.node, origin.boot), origin.seq);
 }
 
 static void detach_wait(struct keyspace *ks, struct ks_waiter *w) {
@@ -41,6 +47,22 @@ static void set_wait_value(struct keyspace *ks, struct ks_waiter *w, struct slic
     ks->memory_bytes += value.bytes;
     ks->memory_bytes -= w->value_bytes;
     w->value_bytes = (uint32_t)value.bytes;
+}
+
+struct ks_waiter *ks_wait_add(struct keyspace *ks, struct ks_name *name, struct ks_lease *lease, uint64_t queued) {
+    struct ks_waiter *w = alloc_get0(ks->config.alloc, sizeof *w);
+    w->name = name;
+    w->lease = lease;
+    w->queued = queued;
+    w->due.at_ms = KS_NEVER;
+    w->due.is_wait = true;
+    ks->memory_bytes += KS_WAITER_BYTES;
+    ks->waiter_count++;
+    DL_APPEND(name->waiters, w);
+    name->waiter_count++;
+    DL_APPEND2(lease->waits, w, lease_prev, lease_next);
+    lease->wait_count++;
+    return w;
 }
 
 void ks_unwait(struct keyspace *ks, struct ks_waiter *w) {
@@ -128,18 +150,8 @@ static void enqueue(struct ks_call *call, struct ks_name *name, struct ks_lease 
         return;
     }
     if (!ks_room(call, false, a->value.bytes + KS_WAITER_BYTES)) return;
-    struct ks_waiter *w = alloc_get0(ks->config.alloc, sizeof *w);
-    w->name = name;
-    w->lease = lease;
-    w->due.at_ms = KS_NEVER;
-    w->due.is_wait = true;
-    ks->memory_bytes += KS_WAITER_BYTES;
-    ks->waiter_count++;
+    struct ks_waiter *w = ks_wait_add(ks, name, lease, call->revision);
     set_wait_value(ks, w, a->value);
-    DL_APPEND(name->waiters, w);
-    name->waiter_count++;
-    DL_APPEND2(lease->waits, w, lease_prev, lease_next);
-    lease->wait_count++;
     attach_wait(ks, w, call->origin);
     set_wait_deadline(call, w, a->wait_ms);
     call->queued = true;

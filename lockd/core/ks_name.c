@@ -25,15 +25,14 @@ void ks_names_init(struct keyspace *ks, uint32_t shard_count) {
     ks->names = alloc_get0(ks->config.alloc, shard_count * sizeof ks->names[0]);
 }
 
-static struct ks_name *find_any(const struct keyspace *ks, struct slice key) {
-    const uint64_t hash = key_hash(ks, key);
+static struct ks_name *find_any(const struct keyspace *ks, struct slice key, uint64_t hash) {
     struct ks_name *head = *shard_of(ks, hash), *name = NULL;
     HASH_FIND_BYHASHVALUE(hh, head, key.data, key.bytes, (unsigned)hash, name);
     return name;
 }
 
 struct ks_name *ks_find(struct keyspace *ks, struct slice key) {
-    struct ks_name *name = find_any(ks, key);
+    struct ks_name *name = find_any(ks, key, key_hash(ks, key));
     return name != NULL && name->type != KS_VACANT ? name : NULL;
 }
 
@@ -57,23 +56,34 @@ static void set_type(struct keyspace *ks, struct ks_name *name, enum ks_type typ
     count_type(ks, type, true);
 }
 
-struct ks_name *ks_make(struct keyspace *ks, struct slice key, enum ks_type type) {
+static struct ks_name *name_add(struct keyspace *ks, struct slice key, uint64_t hash) {
     const struct alloc *ut_alloc = ks->config.alloc;
-    struct ks_name *name = find_any(ks, key);
-    if (name == NULL) {
-        const uint64_t hash = key_hash(ks, key);
-        struct ks_name **shard = shard_of(ks, hash);
-        name = alloc_get0(ut_alloc, sizeof *name + key.bytes);
-        name->key_bytes = (uint32_t)key.bytes;
-        if (key.bytes > 0) memcpy(name->key, key.data, key.bytes);
-        name->due.at_ms = KS_NEVER;
-        HASH_ADD_KEYPTR_BYHASHVALUE(hh, *shard, name->key, key.bytes, (unsigned)hash, name);
-        ks->memory_bytes += key.bytes;
-    }
+    struct ks_name **shard = shard_of(ks, hash), *name = alloc_get0(ut_alloc, sizeof *name + key.bytes);
+    name->key_bytes = (uint32_t)key.bytes;
+    if (key.bytes > 0) memcpy(name->key, key.data, key.bytes);
+    name->due.at_ms = KS_NEVER;
+    HASH_ADD_KEYPTR_BYHASHVALUE(hh, *shard, name->key, key.bytes, (unsigned)hash, name);
+    if (ks->base == NULL) DL_APPEND2(ks->unleased, name, lease_prev, lease_next);
+    ks->memory_bytes += key.bytes;
+    return name;
+}
+
+static struct ks_name *occupy(struct keyspace *ks, struct ks_name *name, enum ks_type type) {
     must(name->type == KS_VACANT);
     set_type(ks, name, type);
     ks->changes++;
     return name;
+}
+
+struct ks_name *ks_make(struct keyspace *ks, struct slice key, enum ks_type type) {
+    const uint64_t hash = key_hash(ks, key);
+    struct ks_name *name = find_any(ks, key, hash);
+    return occupy(ks, name != NULL ? name : name_add(ks, key, hash), type);
+}
+
+struct ks_name *ks_make_first(struct keyspace *ks, struct slice key, enum ks_type type) {
+    const uint64_t hash = key_hash(ks, key);
+    return find_any(ks, key, hash) == NULL ? occupy(ks, name_add(ks, key, hash), type) : NULL;
 }
 
 void ks_write_owned(struct keyspace *ks, struct ks_name *name, char *value, uint32_t value_bytes, uint64_t version) {
@@ -93,15 +103,25 @@ void ks_write(struct keyspace *ks, struct ks_name *name, struct slice value, uin
     ks_write_owned(ks, name, copy, (uint32_t)value.bytes, version);
 }
 
-void ks_attach(struct keyspace *ks, struct ks_name *name, struct ks_lease *lease) {
-    if (name->lease == lease) return;
-    /* An overlay only remembers whose it is: the lease belongs to the base (M4). */
-    if (ks->base == NULL && name->lease != NULL) {
+/* Out of the list where it stands. */
+static void unlist(struct keyspace *ks, struct ks_name *name) {
+    if (name->lease == NULL) {
+        DL_DELETE2(ks->unleased, name, lease_prev, lease_next);
+    } else {
         DL_DELETE2(name->lease->names, name, lease_prev, lease_next);
         name->lease->name_count--;
     }
+}
+
+void ks_attach(struct keyspace *ks, struct ks_name *name, struct ks_lease *lease) {
+    if (name->lease == lease) return;
+    /* An overlay only remembers whose it is: the lease belongs to the base (M4). */
+    if (ks->base == NULL) unlist(ks, name);
     name->lease = lease;
-    if (ks->base == NULL && lease != NULL) {
+    if (ks->base != NULL) return;
+    if (lease == NULL) {
+        DL_APPEND2(ks->unleased, name, lease_prev, lease_next);
+    } else {
         DL_APPEND2(lease->names, name, lease_prev, lease_next);
         lease->name_count++;
     }
@@ -113,6 +133,7 @@ static void drop(struct keyspace *ks, struct ks_name *name) {
     const struct alloc *ut_alloc = ks->config.alloc;
     struct ks_name **shard = shard_of(ks, key_hash(ks, ks_key(name)));
     HASH_DELETE(hh, *shard, name);
+    if (ks->base == NULL) unlist(ks, name);
     ks->memory_bytes -= name->key_bytes;
     alloc_put(ut_alloc, name);
 }
@@ -280,8 +301,8 @@ static uint64_t name_hash(const struct ks_name *name) {
     hash = XXH3_64bits_withSeed(name->value, name->value_bytes, hash);
     const struct ks_waiter *w;
     DL_FOREACH(name->waiters, w) {
-        const uint64_t place[] = {w->lease->id,  w->origin.node, w->origin.boot,
-                                  w->origin.seq, w->due.at_ms,   w->due.order};
+        const uint64_t place[] = {w->lease->id, w->origin.node, w->origin.boot, w->origin.seq,
+                                  w->queued,    w->due.at_ms,   w->due.order};
         hash = XXH3_64bits_withSeed(place, sizeof place, hash);
         hash = XXH3_64bits_withSeed(w->value, w->value_bytes, hash);
     }

@@ -37,12 +37,12 @@ struct ks_lease;
 /* One record per name (K6). */
 struct ks_name {
     UT_hash_handle hh;
-    struct ks_due due;      /* strings only */
-    uint64_t version;       /* revision that wrote the value; of a lock: its token */
-    uint64_t touched;       /* revision that changed only the deadline since, or 0 */
-    struct ks_lease *lease; /* goes with it; of a lock: the holder's; NULL: none */
-    struct ks_name *lease_prev, *lease_next;
-    struct ks_waiter *waiters; /* first come first served; empty in an overlay */
+    struct ks_due due;                       /* strings only */
+    uint64_t version;                        /* revision that wrote the value; of a lock: its token */
+    uint64_t touched;                        /* revision that changed only the deadline since, or 0 */
+    struct ks_lease *lease;                  /* goes with it; of a lock: the holder's; NULL: none */
+    struct ks_name *lease_prev, *lease_next; /* of the lease's, or of those of none */
+    struct ks_waiter *waiters;               /* first come first served; empty in an overlay */
     uint32_t waiter_count;
     uint32_t value_bytes;
     char *value;
@@ -64,7 +64,8 @@ struct ks_waiter {
     struct ks_lease *lease;
     struct ks_life *life;
     struct origin origin; /* the attachment (W) */
-    struct ks_due due;
+    uint64_t queued;      /* revision of the command that queued it: the order in the queue and in the lease */
+    struct ks_due due;    /* its order is that in the life: of the command that attached it last */
     char *value;
     uint32_t value_bytes;
     struct ks_waiter *prev, *next;             /* queue of the name */
@@ -108,6 +109,7 @@ struct keyspace {
 
     struct ks_name **names; /* shard_mask + 1 hash tables: each grows by itself, so no growth stops us for long */
     uint32_t shard_mask;
+    struct ks_name *unleased; /* names that go with no lease, in the order in which they came to be so */
     uint64_t name_count, lock_count, register_count; /* vacant ones do not count */
     uint64_t waiter_count, memory_bytes;
     uint64_t changes; /* grows with every change of a name: an overlay asks whether a command changed anything */
@@ -146,6 +148,8 @@ struct ks_name *ks_find(struct keyspace *ks, struct slice key);
 struct ks_name *ks_peek(struct ks_call *call, struct slice key);
 /* A string without value, for a key that ks_find does not find. */
 struct ks_name *ks_make(struct keyspace *ks, struct slice key, enum ks_type type);
+/* The same, but NULL if there is such a name already. */
+struct ks_name *ks_make_first(struct keyspace *ks, struct slice key, enum ks_type type);
 void ks_write(struct keyspace *ks, struct ks_name *name, struct slice value, uint64_t version);
 /* Takes over `value`, which came from the allocator. */
 void ks_write_owned(struct keyspace *ks, struct ks_name *name, char *value, uint32_t value_bytes, uint64_t version);
@@ -176,12 +180,18 @@ void ks_names_free(struct keyspace *ks);
 /* ---- waiting (ks_lock.c) ---- */
 /* The first waiter of a vacant name gets it. */
 void ks_grant_next(struct keyspace *ks, struct ks_name *name);
+/* A waiter at the end of the queue, without value, deadline and attachment yet. */
+struct ks_waiter *ks_wait_add(struct keyspace *ks, struct ks_name *name, struct ks_lease *lease, uint64_t queued);
+void ks_wait_attach(struct ks_waiter *w, struct ks_life *life, uint64_t seq);
+struct ks_life *ks_life_add(struct keyspace *ks, uint16_t node, uint64_t boot);
 /* Take a waiter out of its queue and free it; the caller answers it first. */
 void ks_unwait(struct keyspace *ks, struct ks_waiter *w);
 
 /* ---- leases (ks_lease.c) ---- */
 /* NULL if it is gone.  In an overlay: the base's, not to be changed, and noted in leases_seen. */
 struct ks_lease *ks_lease_find(const struct keyspace *ks, uint64_t id);
+/* `id` is higher than that of every lease there ever was. */
+struct ks_lease *ks_lease_add(struct keyspace *ks, uint64_t id, uint32_t ttl_ms, struct slice holder);
 void ks_leases_free(struct keyspace *ks);
 
 /* ---- checks shared by handlers (keyspace.c): each appends the error and returns false ---- */
@@ -214,3 +224,5 @@ struct keyspace *ks_overlay_new(const struct keyspace *base, uint64_t stamp_ms);
 void ks_overlay_load(struct keyspace *overlay, struct slice key);
 void ks_overlay_free(struct keyspace *overlay);
 void ks_scripts_free(struct keyspace *ks);
+/* Into the cache, unless it is there. */
+void ks_script_add(struct keyspace *ks, struct slice text);

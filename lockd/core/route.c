@@ -10,155 +10,24 @@
  *
  * No cycle of calls: ending a hold may end a stall, ending a stall runs waits again, and a call that runs again never
  * ends a hold (a MOVE that waited gets the winner's binding). */
-#include <xxhash.h>
-/* Hash tables take memory and seed from the route at hand: every function below calls it `r`.  Their order is that of
- * arrival whatever the seed, so it may differ from node to node, and does: users choose session names. */
-#define uthash_malloc(bytes)                  alloc_get(r->alloc, (bytes))
-#define uthash_free(memory, bytes)            alloc_put(r->alloc, (memory))
-#define uthash_fatal(text)                    must_fail(__FILE__, __LINE__, (text))
-#define HASH_FUNCTION(key, bytes, ret_result) (ret_result) = (unsigned)XXH3_64bits_withSeed((key), (bytes), r->seed)
-#include "lockd/core/route.h"
-#include "common/wire.h"
-#include "lockd/core/ks_state.h"
-#include <utlist.h>
-
-struct hold {
-    struct record *record;
-    struct member *member;
-    struct hold *prev, *next; /* of the record */
-    struct hold *member_prev,
-        *member_next; /* of the member: in `stalled` while the record has a stall, else in `holds` */
-};
-
-struct record {
-    UT_hash_handle hh;
-    uint64_t epoch;
-    uint64_t touched_ms;
-    struct hold *holds;
-    struct stall *stall;
-    struct record *idle_prev, *idle_next;
-    uint32_t hold_count;
-    uint32_t key_bytes, pool_bytes, shard_bytes;
-    uint8_t backend, shard_count; /* index in the shard; members */
-    bool idle;
-    char bytes[]; /* key (see pair_key), then the shard: wire_put_bytes of each member */
-};
-
-struct report {
-    UT_hash_handle hh;
-    uint64_t lease;
-    uint64_t stamp_ms;
-    struct suspect *suspect;
-    struct report *member_prev, *member_next;
-    struct report *age_prev, *age_next;
-};
-
-struct suspect {
-    UT_hash_handle hh;
-    struct report *reports; /* by lease */
-    uint32_t key_bytes;
-    char key[]; /* pair_key of pool and backend */
-};
-
-struct member {
-    UT_hash_handle hh;
-    uint64_t lease;
-    uint64_t hold_count;
-    struct hold *holds;
-    struct hold *stalled; /* in order of the moves that want them back */
-    struct lost *lost;    /* by pair_key; in order of the moves */
-    struct report *reports;
-};
-
-/* A hold that ended without its holder's word, because its limit had passed: named until it is acknowledged. */
-struct lost {
-    UT_hash_handle hh;
-    uint64_t asked, epoch;
-    uint32_t key_bytes, pool_bytes;
-    char key[]; /* pair_key of pool and session */
-};
-
-/* One life of a node that has waiters attached. */
-struct life {
-    uint16_t node;
-    uint64_t boot;
-    uint64_t wait_count;
-    struct life *prev, *next;
-};
-
-struct wait_key {
-    uint64_t node, boot, seq;
-};
-
-struct wait {
-    UT_hash_handle hh;
-    struct wait_key key;
-    struct origin origin;
-    struct stall *stall;
-    struct life *life;
-    struct wait *prev, *next;
-    ks_handler *handler;
-    bool mover;
-    size_t memory_bytes;
-    uint32_t argc;
-    struct slice argv[]; /* and the bytes they point to */
-};
-
-struct stall {
-    UT_hash_handle hh; /* by asked; order of arrival = order of asked */
-    uint64_t asked;    /* revision of the MOVE */
-    struct record *record;
-    uint8_t target;
-    uint32_t wait_count;
-    struct wait *waits;
-};
-
-enum { RECORD_TABLES = 1024, RECORD_TABLE_SHIFT = 22 };
-
-enum run { RUN_FIRST, RUN_WAITED, RUN_MOVED /* the call whose move is done now */ };
-
-struct route {
-    struct keyspace *ks;
-    const struct alloc *alloc;
-    uint64_t seed;
-    uint64_t memory_bytes; /* of everything below but the tables themselves */
-    struct record
-        *records[RECORD_TABLES]; /* by the high bits of the hash: no table is so large that doubling it is felt */
-    uint64_t record_count;
-    struct record *idle; /* oldest first */
-    struct member *members;
-    struct stall *stalls;
-    struct wait *waits;
-    struct life *lives;
-    struct suspect *suspects;
-    struct report *reports; /* oldest first */
-    struct buf key;         /* scratch: a table key */
-    struct buf shard;       /* scratch: the shard that a BIND names */
-    enum run run;
-};
+#include "lockd/core/route_state.h"
 
 /* When something ends, and by which command. */
 struct moment {
     uint64_t stamp_ms, revision;
 };
 
-static struct slice pair_key(struct route *r, struct slice a, struct slice b);
 static unsigned key_hash(const struct route *r, struct slice key);
-static struct record *record_find(struct route *r, struct slice pool, struct slice session);
-static struct slice record_shard(const struct record *rec);
 static bool shard_index(const struct record *rec, struct slice name, uint8_t *ret_index);
-static void record_settle(struct route *r, struct record *rec, uint64_t stamp_ms);
 static void record_forget(struct route *r, struct record *rec);
-static struct member *member_find(const struct route *r, uint64_t lease);
-static struct member *member_join(struct route *r, uint64_t lease);
 static struct hold *hold_find(const struct record *rec, const struct member *m);
 static bool hold_give(struct route *r, struct ks_call *call, struct record *rec, struct member *m, bool paid);
 static void hold_end(struct route *r, struct hold *hold, struct moment when);
-static void lost_add(struct route *r, const struct hold *hold);
 static void lost_end(struct route *r, struct member *m, struct lost *lost);
 static void stall_begin(struct route *r, struct ks_call *call, struct record *rec, uint8_t target);
 static void stall_end(struct route *r, struct stall *stall, struct moment when);
-static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall, ks_handler *handler, bool mover);
+static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall, ks_handler *handler);
+static struct life *life_of(struct route *r, struct origin origin);
 static void wait_end(struct route *r, struct wait *w);
 static void report_end(struct route *r, struct report *report);
 static void reports_prune(struct route *r, uint64_t stamp_ms);
@@ -166,14 +35,15 @@ static struct suspect *suspect_find(struct route *r, struct slice pool, struct s
 
 /* ---- memory ---- */
 
-static void *take(struct route *r, size_t bytes) {
-    r->memory_bytes += bytes;
+/* `counted` is what it counts against memory-max. */
+static void *take(struct route *r, size_t bytes, size_t counted) {
+    r->memory_bytes += counted;
     return alloc_get0(r->alloc, bytes);
 }
 
-static void give_back(struct route *r, void *memory, size_t bytes) {
-    must(r->memory_bytes >= bytes);
-    r->memory_bytes -= bytes;
+static void give_back(struct route *r, void *memory, size_t counted) {
+    must(r->memory_bytes >= counted);
+    r->memory_bytes -= counted;
     alloc_put(r->alloc, memory);
 }
 
@@ -204,7 +74,7 @@ void route_free(struct route *r) {
         struct stall *stall = r->stalls;
         stall->record->stall = NULL;
         HASH_DEL(r->stalls, stall);
-        give_back(r, stall, sizeof *stall);
+        give_back(r, stall, STALL_BYTES);
     }
     for (int i = 0; i < RECORD_TABLES; i++)
         while (r->records[i] != NULL) {
@@ -212,7 +82,7 @@ void route_free(struct route *r) {
             while (rec->holds != NULL) {
                 struct hold *hold = rec->holds;
                 DL_DELETE(rec->holds, hold);
-                give_back(r, hold, sizeof *hold);
+                give_back(r, hold, HOLD_BYTES);
             }
             record_forget(r, rec);
         }
@@ -220,9 +90,14 @@ void route_free(struct route *r) {
         struct member *m = r->members;
         while (m->lost != NULL) lost_end(r, m, m->lost);
         HASH_DEL(r->members, m);
-        give_back(r, m, sizeof *m);
+        give_back(r, m, MEMBER_BYTES);
     }
-    must(r->memory_bytes == 0 && r->lives == NULL && r->suspects == NULL);
+    struct life *life, *next;
+    DL_FOREACH_SAFE(r->lives, life, next) { /* of a state that was not loaded whole */
+        DL_DELETE(r->lives, life);
+        give_back(r, life, LIFE_BYTES);
+    }
+    must(r->memory_bytes == 0 && r->suspects == NULL && r->idle == NULL && r->busy == NULL);
     buf_release(&r->key);
     buf_release(&r->shard);
     alloc_put(r->alloc, r);
@@ -278,7 +153,7 @@ static void hand_out(struct route *r, struct ks_call *call, struct record *rec, 
 /* True when the call waits for the end of a stall, or was refused: the handler returns. */
 static bool waits_for(struct route *r, struct ks_call *call, struct record *rec, ks_handler *handler) {
     if (rec == NULL || rec->stall == NULL) return false;
-    if (wait_add(r, call, rec->stall, handler, false)) call->queued = true;
+    if (wait_add(r, call, rec->stall, handler)) call->queued = true;
     return true;
 }
 
@@ -325,30 +200,16 @@ static bool arg_shard(struct route *r, struct ks_call *call, struct slice *ret_s
 
 static struct record *record_make(struct route *r, struct ks_call *call, struct slice pool, struct slice session,
                                   struct slice shard, uint8_t first) {
-    const struct slice key = pair_key(r, pool, session);
-    struct record *rec;
-    const size_t bytes = sizeof *rec + key.bytes + shard.bytes;
     const uint64_t most = keyspace_settings(r->ks)->bindings_max;
     if (r->record_count >= most) {
         resp_error(call->reply, "BUSY bindings-max is reached: %llu sessions are recorded", (unsigned long long)most);
         return NULL;
     }
-    if (!has_room(r, call, bytes + sizeof(struct hold))) return NULL;
-    rec = take(r, bytes);
+    if (!has_room(r, call, RECORD_BYTES + HOLD_BYTES + 4 + pool.bytes + session.bytes + shard.bytes)) return NULL;
+    struct record *rec = route_record_add(r, pool, session, shard, (uint8_t)(call->argc - 7));
     rec->epoch = call->revision;
-    rec->touched_ms = call->stamp_ms;
-    rec->key_bytes = (uint32_t)key.bytes;
-    rec->pool_bytes = (uint32_t)pool.bytes;
-    rec->shard_bytes = (uint32_t)shard.bytes;
-    rec->shard_count = (uint8_t)(call->argc - 7);
     rec->backend = first;
-    memcpy(rec->bytes, key.data, key.bytes);
-    memcpy(rec->bytes + key.bytes, shard.data, shard.bytes);
-    const unsigned hash = key_hash(r, key);
-    struct record **table = &r->records[hash >> RECORD_TABLE_SHIFT];
-    HASH_ADD_KEYPTR_BYHASHVALUE(hh, *table, rec->bytes, rec->key_bytes, hash, rec);
-    r->record_count++;
-    record_settle(r, rec, call->stamp_ms);
+    route_record_settle(r, rec, call->stamp_ms);
     return rec;
 }
 
@@ -356,12 +217,12 @@ void route_bind(struct ks_call *call) {
     struct route *r = route_of(call);
     struct slice pool, session, shard;
     uint64_t lease;
-    uint8_t first;
+    uint8_t first = 0;
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_lease(call, 3, &lease) || !arg_shard(r, call, &shard, &first))
         return;
-    struct member *m = member_join(r, lease);
-    struct record *rec = record_find(r, pool, session);
+    struct member *m = route_member_join(r, lease);
+    struct record *rec = route_record_find(r, pool, session);
     if (waits_for(r, call, rec, route_bind)) return;
     const bool new = rec == NULL;
     if (new) rec = record_make(r, call, pool, session, shard, first);
@@ -375,8 +236,8 @@ void route_get(struct ks_call *call) {
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_lease(call, 3, &lease))
         return;
-    struct member *m = member_join(r, lease);
-    struct record *rec = record_find(r, pool, session);
+    struct member *m = route_member_join(r, lease);
+    struct record *rec = route_record_find(r, pool, session);
     if (waits_for(r, call, rec, route_get)) return;
     if (rec != NULL) {
         hand_out(r, call, rec, m, false, false);
@@ -390,9 +251,8 @@ static bool is_suspected(struct route *r, const struct record *rec, uint64_t sta
     struct wire shard = wire_of(record_shard(rec));
     struct slice backend = slice_of(NULL, 0);
     for (int i = 0; i <= rec->backend; i++) backend = wire_bytes(&shard);
-    const struct slice pool = slice_of(rec->bytes + 4, rec->pool_bytes);
     reports_prune(r, stamp_ms);
-    const struct suspect *suspect = suspect_find(r, pool, backend);
+    const struct suspect *suspect = suspect_find(r, record_pool(rec), backend);
     return suspect != NULL && 2 * HASH_COUNT(suspect->reports) > HASH_COUNT(r->members);
 }
 
@@ -409,8 +269,8 @@ void route_move(struct ks_call *call) {
         resp_error(call->reply, "ERR syntax error, only FORCE may follow the target");
         return;
     }
-    struct member *m = member_join(r, lease);
-    struct record *rec = record_find(r, pool, session);
+    struct member *m = route_member_join(r, lease);
+    struct record *rec = route_record_find(r, pool, session);
     if (rec == NULL) {
         resp_error(call->reply, "ERR no such session");
         return;
@@ -456,7 +316,7 @@ void route_move(struct ks_call *call) {
         ks_fact(r->ks, &(struct ks_fact){.kind = KS_MOVE_ASKED, .id = call->revision});
         return;
     }
-    if (own == NULL && !has_room(r, call, sizeof *own)) return;
+    if (own == NULL && !has_room(r, call, HOLD_BYTES)) return;
     rec->backend = index;
     rec->epoch = call->revision;
     hand_out(r, call, rec, m, true, true);
@@ -469,8 +329,8 @@ void route_drop(struct ks_call *call) {
     if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease))
         return;
-    const struct record *rec = record_find(r, pool, session);
-    const struct member *m = member_find(r, lease);
+    const struct record *rec = route_record_find(r, pool, session);
+    const struct member *m = route_member_find(r, lease);
     struct hold *own = rec != NULL && m != NULL && rec->epoch == epoch ? hold_find(rec, m) : NULL;
     resp_integer(call->reply, own != NULL);
     if (own != NULL) hold_end(r, own, (struct moment){call->stamp_ms, call->revision});
@@ -485,11 +345,11 @@ void route_touch(struct ks_call *call) {
     for (uint32_t i = from; i < call->argc; i++)
         if (!arg_name(call, i, "session", &session)) return;
     for (uint32_t i = from; i < call->argc; i++)
-        if (waits_for(r, call, record_find(r, pool, call->argv[i]), route_touch)) return;
+        if (waits_for(r, call, route_record_find(r, pool, call->argv[i]), route_touch)) return;
     resp_array(call->reply, call->argc - from);
     for (uint32_t i = from; i < call->argc; i++) {
-        struct record *rec = record_find(r, pool, call->argv[i]);
-        if (rec != NULL) record_settle(r, rec, call->stamp_ms);
+        struct record *rec = route_record_find(r, pool, call->argv[i]);
+        if (rec != NULL) route_record_settle(r, rec, call->stamp_ms);
         resp_integer(call->reply, rec != NULL ? (int64_t)rec->epoch : 0);
     }
 }
@@ -506,31 +366,19 @@ void route_suspect(struct ks_call *call) {
         return;
     }
     reports_prune(r, call->stamp_ms);
-    struct member *m = member_join(r, lease);
+    struct member *m = route_member_join(r, lease);
     struct suspect *suspect = suspect_find(r, pool, backend);
-    if (suspect == NULL) {
-        const struct slice key = pair_key(r, pool, backend);
-        const size_t bytes = sizeof *suspect + key.bytes;
-        if (!has_room(r, call, bytes + sizeof(struct report))) return;
-        suspect = take(r, bytes);
-        suspect->key_bytes = (uint32_t)key.bytes;
-        memcpy(suspect->key, key.data, key.bytes);
-        HASH_ADD_KEYPTR(hh, r->suspects, suspect->key, suspect->key_bytes, suspect);
-    }
-    struct report *report;
-    HASH_FIND(hh, suspect->reports, &lease, sizeof lease, report);
-    if (report == NULL) {
-        if (!has_room(r, call, sizeof *report)) return; /* not for a new suspect, which has room for both */
-        report = take(r, sizeof *report);
-        report->lease = lease;
-        report->suspect = suspect;
-        HASH_ADD(hh, suspect->reports, lease, sizeof report->lease, report);
-        DL_APPEND2(m->reports, report, member_prev, member_next);
-    } else {
+    struct report *report = NULL;
+    if (suspect != NULL) HASH_FIND(hh, suspect->reports, &lease, sizeof lease, report);
+    if (report != NULL) {
         DL_DELETE2(r->reports, report, age_prev, age_next);
+        report->stamp_ms = call->stamp_ms;
+        DL_APPEND2(r->reports, report, age_prev, age_next);
+    } else {
+        const size_t more = suspect != NULL ? 0 : SUSPECT_BYTES + 4 + pool.bytes + backend.bytes;
+        if (!has_room(r, call, REPORT_BYTES + more)) return;
+        suspect = route_report_add(r, pool, backend, m, call->stamp_ms);
     }
-    report->stamp_ms = call->stamp_ms;
-    DL_APPEND2(r->reports, report, age_prev, age_next);
     resp_array(call->reply, 2);
     resp_integer(call->reply, (int64_t)HASH_COUNT(suspect->reports));
     resp_integer(call->reply, (int64_t)HASH_COUNT(r->members));
@@ -542,7 +390,7 @@ void route_join(struct ks_call *call) {
     struct route *r = route_of(call);
     uint64_t lease;
     if (r == NULL || !ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease)) return;
-    if (ks_lease_exists(r->ks, lease)) member_join(r, lease); /* it may have ended since that was proposed */
+    if (ks_lease_exists(r->ks, lease)) route_member_join(r, lease); /* it may have ended since that was proposed */
     resp_ok(call->reply);
 }
 
@@ -552,7 +400,7 @@ void route_ack(struct ks_call *call) {
     if (r == NULL || !ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease) ||
         !ks_arg_u64(call, 2, "serial", 0, UINT64_MAX, &serial))
         return;
-    struct member *m = member_find(r, lease);
+    struct member *m = route_member_find(r, lease);
     if (m != NULL) {
         struct lost *lost, *next;
         HASH_ITER(hh, m->lost, lost, next) {
@@ -574,10 +422,11 @@ void route_passed(struct ks_call *call) {
             return;
         struct stall *stall;
         HASH_FIND(hh, r->stalls, &asked, sizeof asked, stall);
-        const struct member *m = member_find(r, lease);
+        const struct member *m = route_member_find(r, lease);
         struct hold *hold = stall != NULL && m != NULL ? hold_find(stall->record, m) : NULL;
         if (hold == NULL) continue;
-        lost_add(r, hold);
+        const struct record *rec = hold->record;
+        route_lost_add(r, hold->member, rec->stall->asked, rec->epoch, record_pool(rec), record_session(rec));
         hold_end(r, hold, (struct moment){call->stamp_ms, call->revision});
     }
     resp_ok(call->reply);
@@ -586,7 +435,7 @@ void route_passed(struct ks_call *call) {
 /* ---- ends ---- */
 
 void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64_t revision) {
-    struct member *m = member_find(r, lease);
+    struct member *m = route_member_find(r, lease);
     if (m == NULL) return;
     const struct moment when = {stamp_ms, revision};
     must(!ks_lease_exists(r->ks, lease)); /* its own calls that waited get -NOLEASE, so it gets no new holds below */
@@ -601,7 +450,7 @@ void route_lease_gone(struct route *r, uint64_t lease, uint64_t stamp_ms, uint64
     while (m->holds != NULL) hold_end(r, m->holds, when);
     must(m->hold_count == 0);
     HASH_DEL(r->members, m);
-    give_back(r, m, sizeof *m);
+    give_back(r, m, MEMBER_BYTES);
 }
 
 void route_origin_gone(struct route *r, uint16_t node, uint64_t boot) {
@@ -637,7 +486,7 @@ void route_forget(struct route *r, uint64_t stamp_ms, uint32_t limit) {
 /* ---- questions ---- */
 
 uint64_t route_holds(const struct route *r, uint64_t lease) {
-    const struct member *m = member_find(r, lease);
+    const struct member *m = route_member_find(r, lease);
     return m != NULL ? m->hold_count : 0;
 }
 
@@ -659,11 +508,11 @@ void route_each_attachment(const struct route *r, void (*fn)(void *context, uint
 }
 
 bool route_joined(const struct route *r, uint64_t lease) {
-    return member_find(r, lease) != NULL;
+    return route_member_find(r, lease) != NULL;
 }
 
 uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *reply, uint64_t *ret_serial) {
-    const struct member *m = member_find(r, lease);
+    const struct member *m = route_member_find(r, lease);
     uint32_t count = 0;
     if (m == NULL) return 0;
     for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next) {
@@ -676,9 +525,8 @@ uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *re
     }
     for (const struct hold *hold = m->stalled; hold != NULL; hold = hold->member_next) {
         const struct record *rec = hold->record;
-        const char *pool = rec->bytes + 4;
-        resp_bulk(reply, slice_of(pool, rec->pool_bytes));
-        resp_bulk(reply, slice_of(pool + rec->pool_bytes, rec->key_bytes - 4 - rec->pool_bytes));
+        resp_bulk(reply, record_pool(rec));
+        resp_bulk(reply, record_session(rec));
         resp_integer(reply, (int64_t)rec->epoch);
         if (rec->stall->asked > *ret_serial) *ret_serial = rec->stall->asked;
         count++;
@@ -687,7 +535,7 @@ uint32_t route_revocations(const struct route *r, uint64_t lease, struct buf *re
 }
 
 bool route_ack_pending(const struct route *r, uint64_t lease, uint64_t serial) {
-    const struct member *m = member_find(r, lease);
+    const struct member *m = route_member_find(r, lease);
     if (m == NULL) return false;
     for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next)
         if (lost->asked <= serial) return true;
@@ -711,66 +559,88 @@ void route_each_holder(const struct route *r, uint64_t asked, void (*fn)(void *c
     if (stall != NULL) each_holder(stall, fn, context);
 }
 
-/* The parts of a table are added up, so their order does not count; what is ordered is written in order. */
-static uint64_t hash_record(const struct record *rec, struct buf *b, uint64_t seed) {
-    uint64_t holders = 0;
-    for (const struct hold *hold = rec->holds; hold != NULL; hold = hold->next)
-        holders += XXH3_64bits_withSeed(&hold->member->lease, sizeof hold->member->lease, seed);
-    buf_clear(b);
+/* ---- the hash: what is in order is hashed in order ---- */
+
+static void put_wait(struct buf *b, const struct wait *w) {
+    wire_put_u64(b, w->stall->asked);
+    wire_put_u16(b, w->origin.node);
+    wire_put_u64(b, w->origin.boot);
+    wire_put_u64(b, w->origin.seq);
+    wire_put_u8(b, w->mover);
+    wire_put_u32(b, w->argc);
+    for (uint32_t i = 0; i < w->argc; i++) wire_put_bytes(b, w->argv[i]);
+}
+
+static void put_record(struct buf *b, const struct record *rec) {
     wire_put_bytes(b, slice_of(rec->bytes, rec->key_bytes + rec->shard_bytes));
+    wire_put_u32(b, rec->pool_bytes);
     wire_put_u8(b, rec->backend);
     wire_put_u64(b, rec->epoch);
     wire_put_u64(b, rec->touched_ms);
-    wire_put_u64(b, holders);
-    wire_put_u8(b, rec->stall != NULL);
-    if (rec->stall != NULL) {
-        wire_put_u64(b, rec->stall->asked);
-        wire_put_u8(b, rec->stall->target);
-        wire_put_u32(b, rec->stall->wait_count);
-        for (const struct wait *w = rec->stall->waits; w != NULL; w = w->next) {
-            wire_put_u16(b, w->origin.node);
-            wire_put_u64(b, w->origin.boot);
-            wire_put_u64(b, w->origin.seq);
-            wire_put_u8(b, w->mover);
-            wire_put_u32(b, w->argc);
-            for (uint32_t i = 0; i < w->argc; i++) wire_put_bytes(b, w->argv[i]);
-        }
+    wire_put_u32(b, rec->hold_count);
+    for (const struct hold *hold = rec->holds; hold != NULL; hold = hold->next) {
+        wire_put_u64(b, hold->member->lease);
+        wire_put_u64(b, hold->given);
     }
-    return XXH3_64bits_withSeed(b->data, b->bytes, seed);
+    wire_put_u8(b, rec->stall != NULL);
+    if (rec->stall == NULL) return;
+    wire_put_u64(b, rec->stall->asked);
+    wire_put_u8(b, rec->stall->target);
+}
+
+static uint64_t mix(struct buf *b, uint64_t hash) {
+    hash = XXH3_64bits_withSeed(b->data, b->bytes, hash);
+    buf_clear(b);
+    return hash;
+}
+
+static uint64_t hash_records(const struct record *list, struct buf *b, uint64_t hash) {
+    const struct record *rec;
+    DL_FOREACH2(list, rec, list_next) {
+        put_record(b, rec);
+        hash = mix(b, hash);
+    }
+    return hash;
 }
 
 uint64_t route_hash(const struct route *r, uint64_t seed) {
     struct buf b = {.alloc = r->alloc};
-    uint64_t records = 0, members = 0, reports = 0;
-    for (int i = 0; i < RECORD_TABLES; i++)
-        for (const struct record *rec = r->records[i]; rec != NULL; rec = rec->hh.next)
-            records += hash_record(rec, &b, seed);
+    wire_put_u64(&b, r->holds_given);
+    wire_put_u64(&b, r->record_count);
+    uint64_t hash = mix(&b, seed);
+    hash = hash_records(r->idle, &b, hash);
+    hash = hash_records(r->busy, &b, hash);
     for (const struct member *m = r->members; m != NULL; m = m->hh.next) {
-        buf_clear(&b);
         wire_put_u64(&b, m->lease);
         for (const struct lost *lost = m->lost; lost != NULL; lost = lost->hh.next) {
             wire_put_u64(&b, lost->asked);
             wire_put_u64(&b, lost->epoch);
             wire_put_bytes(&b, slice_of(lost->key, lost->key_bytes));
         }
-        members += XXH3_64bits_withSeed(b.data, b.bytes, seed);
+        hash = mix(&b, hash);
+    }
+    for (const struct wait *w = r->waits; w != NULL; w = w->hh.next) {
+        put_wait(&b, w);
+        hash = mix(&b, hash);
+    }
+    for (const struct life *life = r->lives; life != NULL; life = life->next) {
+        wire_put_u16(&b, life->node);
+        wire_put_u64(&b, life->boot);
+        hash = mix(&b, hash);
     }
     for (const struct report *report = r->reports; report != NULL; report = report->age_next) {
-        buf_clear(&b);
         wire_put_bytes(&b, slice_of(report->suspect->key, report->suspect->key_bytes));
         wire_put_u64(&b, report->lease);
         wire_put_u64(&b, report->stamp_ms);
-        reports += XXH3_64bits_withSeed(b.data, b.bytes, seed);
+        hash = mix(&b, hash);
     }
     buf_release(&b);
-    const uint64_t parts[] = {records, members, reports};
-    return XXH3_64bits_withSeed(parts, sizeof parts, seed);
+    return hash;
 }
 
 /* ---- records ---- */
 
-/* Two names as one key, unambiguous; valid until the next call. */
-static struct slice pair_key(struct route *r, struct slice a, struct slice b) {
+struct slice route_pair_key(struct route *r, struct slice a, struct slice b) {
     buf_clear(&r->key);
     wire_put_bytes(&r->key, a);
     buf_append_slice(&r->key, b);
@@ -781,16 +651,30 @@ static unsigned key_hash(const struct route *r, struct slice key) {
     return (unsigned)XXH3_64bits_withSeed(key.data, key.bytes, r->seed);
 }
 
-static struct record *record_find(struct route *r, struct slice pool, struct slice session) {
-    const struct slice key = pair_key(r, pool, session);
+struct record *route_record_find(struct route *r, struct slice pool, struct slice session) {
+    const struct slice key = route_pair_key(r, pool, session);
     const unsigned hash = key_hash(r, key);
     struct record *rec;
     HASH_FIND_BYHASHVALUE(hh, r->records[hash >> RECORD_TABLE_SHIFT], key.data, key.bytes, hash, rec);
     return rec;
 }
 
-static struct slice record_shard(const struct record *rec) {
-    return slice_of(rec->bytes + rec->key_bytes, rec->shard_bytes);
+struct record *route_record_add(struct route *r, struct slice pool, struct slice session, struct slice shard,
+                                uint8_t shard_count) {
+    const struct slice key = route_pair_key(r, pool, session);
+    const size_t bytes = key.bytes + shard.bytes;
+    struct record *rec = take(r, sizeof *rec + bytes, RECORD_BYTES + bytes);
+    rec->key_bytes = (uint32_t)key.bytes;
+    rec->pool_bytes = (uint32_t)pool.bytes;
+    rec->shard_bytes = (uint32_t)shard.bytes;
+    rec->shard_count = shard_count;
+    memcpy(rec->bytes, key.data, key.bytes);
+    memcpy(rec->bytes + key.bytes, shard.data, shard.bytes);
+    const unsigned hash = key_hash(r, key);
+    struct record **table = &r->records[hash >> RECORD_TABLE_SHIFT];
+    HASH_ADD_KEYPTR_BYHASHVALUE(hh, *table, rec->bytes, rec->key_bytes, hash, rec);
+    r->record_count++;
+    return rec;
 }
 
 static bool shard_index(const struct record *rec, struct slice name, uint8_t *ret_index) {
@@ -803,35 +687,40 @@ static bool shard_index(const struct record *rec, struct slice name, uint8_t *re
     return false;
 }
 
-/* The record was used, or a hold of it ended: its memory counts from now (V6). */
-static void record_settle(struct route *r, struct record *rec, uint64_t stamp_ms) {
+static void unlist(struct route *r, struct record *rec) {
+    if (rec->list_prev == NULL) return; /* in no list yet */
+    struct record **list = rec->idle ? &r->idle : &r->busy;
+    DL_DELETE2(*list, rec, list_prev, list_next);
+}
+
+void route_record_settle(struct route *r, struct record *rec, uint64_t stamp_ms) {
     rec->touched_ms = stamp_ms;
-    if (rec->idle) DL_DELETE2(r->idle, rec, idle_prev, idle_next);
+    unlist(r, rec);
     rec->idle = rec->holds == NULL && rec->stall == NULL;
-    if (rec->idle) DL_APPEND2(r->idle, rec, idle_prev, idle_next);
+    struct record **list = rec->idle ? &r->idle : &r->busy;
+    DL_APPEND2(*list, rec, list_prev, list_next);
 }
 
 static void record_forget(struct route *r, struct record *rec) {
     must(rec->holds == NULL && rec->stall == NULL);
-    if (rec->idle) DL_DELETE2(r->idle, rec, idle_prev, idle_next);
+    unlist(r, rec);
     HASH_DEL(r->records[rec->hh.hashv >> RECORD_TABLE_SHIFT], rec);
     r->record_count--;
-    give_back(r, rec, sizeof *rec + rec->key_bytes + rec->shard_bytes);
+    give_back(r, rec, RECORD_BYTES + (size_t)rec->key_bytes + rec->shard_bytes);
 }
 
 /* ---- members and holds ---- */
 
-static struct member *member_find(const struct route *r, uint64_t lease) {
+struct member *route_member_find(const struct route *r, uint64_t lease) {
     struct member *m;
     HASH_FIND(hh, r->members, &lease, sizeof lease, m);
     return m;
 }
 
-/* The lease is alive: leases-max limits how many members there are. */
-static struct member *member_join(struct route *r, uint64_t lease) {
-    struct member *m = member_find(r, lease);
+struct member *route_member_join(struct route *r, uint64_t lease) {
+    struct member *m = route_member_find(r, lease);
     if (m != NULL) return m;
-    m = take(r, sizeof *m);
+    m = take(r, sizeof *m, MEMBER_BYTES);
     m->lease = lease;
     HASH_ADD(hh, r->members, lease, sizeof m->lease, m);
     return m;
@@ -850,16 +739,22 @@ static bool hold_give(struct route *r, struct ks_call *call, struct record *rec,
         resp_error(call->reply, "BUSY %d leases hold the binding of that session, no more may", ROUTE_HOLDERS_MAX);
         return false;
     }
-    if (!paid && !has_room(r, call, sizeof(struct hold))) return false;
-    struct hold *hold = take(r, sizeof *hold);
+    if (!paid && !has_room(r, call, HOLD_BYTES)) return false;
+    struct hold *hold = route_hold_add(r, rec, m);
+    hold->given = ++r->holds_given;
+    route_record_settle(r, rec, call->stamp_ms);
+    return true;
+}
+
+struct hold *route_hold_add(struct route *r, struct record *rec, struct member *m) {
+    struct hold *hold = take(r, sizeof *hold, HOLD_BYTES);
     hold->record = rec;
     hold->member = m;
     DL_APPEND(rec->holds, hold);
     rec->hold_count++;
     DL_APPEND2(m->holds, hold, member_prev, member_next);
     m->hold_count++;
-    record_settle(r, rec, call->stamp_ms);
-    return true;
+    return hold;
 }
 
 static void hold_end(struct route *r, struct hold *hold, struct moment when) {
@@ -873,52 +768,53 @@ static void hold_end(struct route *r, struct hold *hold, struct moment when) {
         DL_DELETE2(m->holds, hold, member_prev, member_next);
     }
     m->hold_count--;
-    give_back(r, hold, sizeof *hold);
-    record_settle(r, rec, when.stamp_ms);
+    give_back(r, hold, HOLD_BYTES);
+    route_record_settle(r, rec, when.stamp_ms);
     if (rec->stall != NULL && rec->holds == NULL) stall_end(r, rec->stall, when);
 }
 
 /* One per session and lease, the latest: a silent holder costs no more than it once held. */
-static void lost_add(struct route *r, const struct hold *hold) {
-    const struct record *rec = hold->record;
-    struct member *m = hold->member;
+void route_lost_add(struct route *r, struct member *m, uint64_t asked, uint64_t epoch, struct slice pool,
+                    struct slice session) {
+    const struct slice key = route_pair_key(r, pool, session);
     struct lost *lost;
-    HASH_FIND(hh, m->lost, rec->bytes, rec->key_bytes, lost);
+    HASH_FIND(hh, m->lost, key.data, key.bytes, lost);
     if (lost != NULL) lost_end(r, m, lost);
-    lost = take(r, sizeof *lost + rec->key_bytes);
-    lost->asked = rec->stall->asked;
-    lost->epoch = rec->epoch;
-    lost->key_bytes = rec->key_bytes;
-    lost->pool_bytes = rec->pool_bytes;
-    memcpy(lost->key, rec->bytes, rec->key_bytes);
+    lost = take(r, sizeof *lost + key.bytes, LOST_BYTES + key.bytes);
+    lost->asked = asked;
+    lost->epoch = epoch;
+    lost->key_bytes = (uint32_t)key.bytes;
+    lost->pool_bytes = (uint32_t)pool.bytes;
+    memcpy(lost->key, key.data, key.bytes);
     HASH_ADD_KEYPTR(hh, m->lost, lost->key, lost->key_bytes, lost);
 }
 
 static void lost_end(struct route *r, struct member *m, struct lost *lost) {
     HASH_DEL(m->lost, lost);
-    give_back(r, lost, sizeof *lost + lost->key_bytes);
+    give_back(r, lost, LOST_BYTES + (size_t)lost->key_bytes);
 }
 
 /* ---- moves ---- */
 
-/* Holds are wanted back from now on.  call->queued tells whether the mover waits; else it was refused. */
-static void stall_begin(struct route *r, struct ks_call *call, struct record *rec, uint8_t target) {
-    struct stall *stall;
-    if (!has_room(r, call, sizeof *stall)) return;
-    stall = take(r, sizeof *stall);
-    stall->asked = call->revision;
+struct stall *route_stall_add(struct route *r, struct record *rec, uint64_t asked, uint8_t target) {
+    struct stall *stall = take(r, sizeof *stall, STALL_BYTES);
+    stall->asked = asked;
     stall->record = rec;
     stall->target = target;
-    if (!wait_add(r, call, stall, route_move, true)) {
-        give_back(r, stall, sizeof *stall);
-        return;
-    }
     HASH_ADD(hh, r->stalls, asked, sizeof stall->asked, stall);
     for (struct hold *hold = rec->holds; hold != NULL; hold = hold->next) {
         DL_DELETE2(hold->member->holds, hold, member_prev, member_next);
         DL_APPEND2(hold->member->stalled, hold, member_prev, member_next);
     }
     rec->stall = stall;
+    return stall;
+}
+
+/* call->queued tells whether the mover waits; else it was refused, and nothing stalls. */
+static void stall_begin(struct route *r, struct ks_call *call, struct record *rec, uint8_t target) {
+    if (!has_room(r, call, STALL_BYTES + LIFE_BYTES + route_wait_bytes(call->argc, call->argv))) return;
+    struct stall *stall = route_stall_add(r, rec, call->revision, target);
+    route_wait_add(r, stall, life_of(r, call->origin), call->origin, route_move, true, call->argc, call->argv);
     call->queued = true;
 }
 
@@ -929,7 +825,7 @@ static void stall_end(struct route *r, struct stall *stall, struct moment when) 
     rec->stall = NULL;
     rec->backend = stall->target;
     rec->epoch = when.revision;
-    record_settle(r, rec, when.stamp_ms);
+    route_record_settle(r, rec, when.stamp_ms);
     HASH_DEL(r->stalls, stall);
     ks_fact(r->ks, &(struct ks_fact){.kind = KS_MOVE_DONE, .id = stall->asked});
     must(r->run == RUN_FIRST);
@@ -950,54 +846,70 @@ static void stall_end(struct route *r, struct stall *stall, struct moment when) 
         buf_release(&reply);
         wait_end(r, w);
     }
-    give_back(r, stall, sizeof *stall);
+    give_back(r, stall, STALL_BYTES);
 }
 
 /* ---- waits ---- */
+
+struct life *route_life_add(struct route *r, uint16_t node, uint64_t boot) {
+    struct life *life = take(r, sizeof *life, LIFE_BYTES);
+    life->node = node;
+    life->boot = boot;
+    DL_APPEND(r->lives, life);
+    return life;
+}
 
 static struct life *life_of(struct route *r, struct origin origin) {
     struct life *life;
     DL_FOREACH(r->lives, life) {
         if (life->node == origin.node && life->boot == origin.boot) return life;
     }
-    life = take(r, sizeof *life);
-    life->node = origin.node;
-    life->boot = origin.boot;
-    DL_APPEND(r->lives, life);
-    return life;
+    return route_life_add(r, origin.node, origin.boot);
+}
+
+size_t route_wait_bytes(uint32_t argc, const struct slice *argv) {
+    size_t bytes = WAIT_BYTES + (size_t)argc * WAIT_WORD_BYTES;
+    for (uint32_t i = 0; i < argc; i++) bytes += argv[i].bytes;
+    return bytes;
+}
+
+void route_wait_add(struct route *r, struct stall *stall, struct life *life, struct origin origin, ks_handler *handler,
+                    bool mover, uint32_t argc, const struct slice *argv) {
+    struct wait *w;
+    size_t bytes = sizeof *w + argc * sizeof w->argv[0];
+    for (uint32_t i = 0; i < argc; i++) bytes += argv[i].bytes;
+    const size_t counted = route_wait_bytes(argc, argv);
+    w = take(r, bytes, counted);
+    w->memory_bytes = counted;
+    w->origin = origin;
+    w->key = (struct wait_key){origin.node, origin.boot, origin.seq};
+    w->handler = handler;
+    w->mover = mover;
+    w->stall = stall;
+    w->argc = argc;
+    char *at = (char *)(w->argv + w->argc);
+    for (uint32_t i = 0; i < argc; i++) {
+        if (argv[i].bytes > 0) memcpy(at, argv[i].data, argv[i].bytes);
+        w->argv[i] = slice_of(at, argv[i].bytes);
+        at += argv[i].bytes;
+    }
+    w->life = life;
+    life->wait_count++;
+    HASH_ADD(hh, r->waits, key, sizeof w->key, w);
+    DL_APPEND(stall->waits, w);
+    stall->wait_count++;
 }
 
 /* False: refused, and the reply says why. */
-static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall, ks_handler *handler, bool mover) {
+static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall, ks_handler *handler) {
     const uint64_t most = keyspace_settings(r->ks)->waiters_max;
-    struct wait *w;
-    size_t bytes = sizeof *w + call->argc * sizeof w->argv[0];
-    for (uint32_t i = 0; i < call->argc; i++) bytes += call->argv[i].bytes;
     if (stall->wait_count >= most) {
         resp_error(call->reply, "BUSY waiters-max is reached: %llu calls wait for the move of that session",
                    (unsigned long long)most);
         return false;
     }
-    if (!has_room(r, call, bytes)) return false;
-    w = take(r, bytes);
-    w->memory_bytes = bytes;
-    w->origin = call->origin;
-    w->key = (struct wait_key){call->origin.node, call->origin.boot, call->origin.seq};
-    w->handler = handler;
-    w->mover = mover;
-    w->stall = stall;
-    w->argc = call->argc;
-    char *at = (char *)(w->argv + w->argc);
-    for (uint32_t i = 0; i < w->argc; i++) {
-        if (call->argv[i].bytes > 0) memcpy(at, call->argv[i].data, call->argv[i].bytes);
-        w->argv[i] = slice_of(at, call->argv[i].bytes);
-        at += call->argv[i].bytes;
-    }
-    w->life = life_of(r, call->origin);
-    w->life->wait_count++;
-    HASH_ADD(hh, r->waits, key, sizeof w->key, w);
-    DL_APPEND(stall->waits, w);
-    stall->wait_count++;
+    if (!has_room(r, call, LIFE_BYTES + route_wait_bytes(call->argc, call->argv))) return false;
+    route_wait_add(r, stall, life_of(r, call->origin), call->origin, handler, false, call->argc, call->argv);
     return true;
 }
 
@@ -1006,7 +918,7 @@ static void wait_end(struct route *r, struct wait *w) {
     w->stall->wait_count--;
     if (--w->life->wait_count == 0) {
         DL_DELETE(r->lives, w->life);
-        give_back(r, w->life, sizeof *w->life);
+        give_back(r, w->life, LIFE_BYTES);
     }
     HASH_DEL(r->waits, w);
     give_back(r, w, w->memory_bytes);
@@ -1015,24 +927,52 @@ static void wait_end(struct route *r, struct wait *w) {
 /* ---- suspicion ---- */
 
 static struct suspect *suspect_find(struct route *r, struct slice pool, struct slice backend) {
-    const struct slice key = pair_key(r, pool, backend);
+    const struct slice key = route_pair_key(r, pool, backend);
     struct suspect *suspect;
     HASH_FIND(hh, r->suspects, key.data, key.bytes, suspect);
     return suspect;
 }
 
+struct suspect *route_report_add(struct route *r, struct slice pool, struct slice backend, struct member *m,
+                                 uint64_t stamp_ms) {
+    struct suspect *suspect = suspect_find(r, pool, backend);
+    if (suspect == NULL) {
+        const struct slice key = route_pair_key(r, pool, backend);
+        suspect = take(r, sizeof *suspect + key.bytes, SUSPECT_BYTES + key.bytes);
+        suspect->key_bytes = (uint32_t)key.bytes;
+        suspect->pool_bytes = (uint32_t)pool.bytes;
+        memcpy(suspect->key, key.data, key.bytes);
+        HASH_ADD_KEYPTR(hh, r->suspects, suspect->key, suspect->key_bytes, suspect);
+    }
+    struct report *report = take(r, sizeof *report, REPORT_BYTES);
+    report->lease = m->lease;
+    report->suspect = suspect;
+    report->stamp_ms = stamp_ms;
+    HASH_ADD(hh, suspect->reports, lease, sizeof report->lease, report);
+    DL_APPEND2(m->reports, report, member_prev, member_next);
+    DL_APPEND2(r->reports, report, age_prev, age_next);
+    return suspect;
+}
+
+bool route_has_report(struct route *r, struct slice pool, struct slice backend, uint64_t lease) {
+    const struct suspect *suspect = suspect_find(r, pool, backend);
+    struct report *report = NULL;
+    if (suspect != NULL) HASH_FIND(hh, suspect->reports, &lease, sizeof lease, report);
+    return report != NULL;
+}
+
 static void report_end(struct route *r, struct report *report) {
     struct suspect *suspect = report->suspect;
     if (report->member_prev != NULL) {
-        struct member *m = member_find(r, report->lease);
+        struct member *m = route_member_find(r, report->lease);
         DL_DELETE2(m->reports, report, member_prev, member_next);
     }
     DL_DELETE2(r->reports, report, age_prev, age_next);
     HASH_DEL(suspect->reports, report);
-    give_back(r, report, sizeof *report);
+    give_back(r, report, REPORT_BYTES);
     if (suspect->reports != NULL) return;
     HASH_DEL(r->suspects, suspect);
-    give_back(r, suspect, sizeof *suspect + suspect->key_bytes);
+    give_back(r, suspect, SUSPECT_BYTES + (size_t)suspect->key_bytes);
 }
 
 /* Each counts for the window, and only those that count are kept; who reported is a member, so its lease lives. */

@@ -53,6 +53,12 @@ static void cache_add(struct keyspace *ks, struct slice text, const char *sha) {
     ks->memory_bytes += text.bytes;
 }
 
+void ks_script_add(struct keyspace *ks, struct slice text) {
+    char sha[KS_SHA_BYTES + 1];
+    script_sha(text, sha);
+    cache_add(ks, text, sha);
+}
+
 static void cache_clear(struct keyspace *ks) {
     while (ks->scripts != NULL) cache_drop(ks, ks->scripts);
 }
@@ -212,11 +218,7 @@ void ks_cmd_x_script(struct ks_call *call) {
         call->silent = true;
         return;
     }
-    if (call->argv[2].bytes > 0) {
-        char sha[KS_SHA_BYTES + 1];
-        script_sha(call->argv[2], sha);
-        cache_add(ks, call->argv[2], sha);
-    }
+    if (call->argv[2].bytes > 0) ks_script_add(ks, call->argv[2]);
     apply_writes(call, &e);
     buf_append_slice(call->reply, call->argv[1]);
 }
