@@ -175,12 +175,24 @@ static int by_given(const struct hold *a, const struct hold *b) {
     return a->given < b->given ? -1 : a->given > b->given;
 }
 
-/* They came in the order of the records, which is nearly the right one. */
+/* They came in the order of the records, where those used again since stand later: only these are sorted. */
 static void order_holds(struct member *m) {
-    for (const struct hold *hold = m->holds; hold != NULL && hold->member_next != NULL; hold = hold->member_next) {
-        if (hold->given <= hold->member_next->given) continue;
-        DL_SORT2(m->holds, by_given, member_prev, member_next);
-        return;
+    struct hold *hold, *next, *late = NULL, *at;
+    uint64_t most = 0;
+    DL_FOREACH_SAFE2(m->holds, hold, next, member_next) {
+        if (hold->given >= most) {
+            most = hold->given;
+            continue;
+        }
+        DL_DELETE2(m->holds, hold, member_prev, member_next);
+        DL_APPEND2(late, hold, member_prev, member_next);
+    }
+    DL_SORT2(late, by_given, member_prev, member_next);
+    at = m->holds;
+    DL_FOREACH_SAFE2(late, hold, next, member_next) {
+        while (at->given < hold->given) at = at->member_next; /* the last one is given after all that were late */
+        DL_DELETE2(late, hold, member_prev, member_next);
+        DL_PREPEND_ELEM2(m->holds, at, hold, member_prev, member_next);
     }
 }
 
