@@ -154,6 +154,9 @@ void keyspace_each_lease(const struct keyspace *ks, bool (*fn)(void *context, ui
 /* Every (node, boot) that has waiters attached. */
 void keyspace_each_attachment(const struct keyspace *ks, void (*fn)(void *context, uint16_t node, uint64_t boot),
                               void *context);
+/* Every wait attached to that life: for a lock or for the end of a move. */
+void keyspace_each_wait(const struct keyspace *ks, uint16_t node, uint64_t boot,
+                        void (*fn)(void *context, uint64_t seq), void *context);
 struct route;
 /* The bindings and moves (route.h). */
 struct route *keyspace_route(struct keyspace *ks);

@@ -393,3 +393,13 @@ void keyspace_each_attachment(const struct keyspace *ks, void (*fn)(void *contex
     struct attachments all = {.ks = ks, .fn = fn, .context = context};
     route_each_attachment(ks->route, route_attachment, &all);
 }
+
+void keyspace_each_wait(const struct keyspace *ks, uint16_t node, uint64_t boot,
+                        void (*fn)(void *context, uint64_t seq), void *context) {
+    const struct ks_life *life = life_of(ks, node, boot);
+    const struct ks_waiter *w;
+    if (life != NULL) {
+        DL_FOREACH2(life->waiters, w, life_next) fn(context, w->origin.seq);
+    }
+    route_each_wait(ks->route, node, boot, fn, context);
+}

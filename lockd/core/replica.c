@@ -16,6 +16,7 @@ enum {
     RESEND_MS = 1000,      /* writes that are out at a remote leader are said again */
     REFUSED_MS = 50,       /* and after a refusal */
     HELD_BYTES_MAX = 128 << 20,
+    BACKLOG_BYTES_MAX = 16 << 20, /* on one link, before proposals to it are left out */
     CLIENT_BYTES_MAX = 64 << 20
 };
 
@@ -35,11 +36,36 @@ static void router_reply_out(void *context, uint64_t client, struct slice bytes,
 static void router_hang_up_out(void *context, uint64_t client);
 static void connection_free(struct replica *r, struct connection *c);
 
-static void paxos_begin(struct replica *r, uint64_t now_ms, const struct paxos_saved *saved) {
+/* What the store gave back waits here until the log was replayed: who votes is in it. */
+static void keep_saved(struct replica *r, const struct paxos_saved *saved) {
+    size_t bytes = saved->accepted_count * sizeof saved->accepted[0];
+    for (uint32_t i = 0; i < saved->accepted_count; i++) bytes += saved->accepted[i].value.bytes;
+    r->saved = *saved;
+    r->saved.accepted = NULL;
+    if (saved->accepted_count == 0) return;
+    struct paxos_entry *entries = alloc_get(r->config.alloc, bytes);
+    char *at = (char *)&entries[saved->accepted_count];
+    for (uint32_t i = 0; i < saved->accepted_count; i++) {
+        const struct slice value = saved->accepted[i].value;
+        entries[i] = saved->accepted[i];
+        entries[i].value = slice_of(at, value.bytes);
+        if (value.bytes > 0) memcpy(at, value.data, value.bytes);
+        at += value.bytes;
+    }
+    r->saved.accepted = entries;
+}
+
+static void drop_saved(struct replica *r) {
+    alloc_put(r->config.alloc, (void *)r->saved.accepted);
+    r->saved = (struct paxos_saved){0};
+}
+
+static void paxos_begin(struct replica *r, uint64_t now_ms) {
     const struct paxos_config config = {.alloc = r->config.alloc,
                                         .node = r->config.node,
                                         .generation = identity_generation(&r->identity),
                                         .members = r->identity.record.members,
+                                        .stall_ms = r->config.stall_ms,
                                         .inflight_max = r->config.inflight_max,
                                         .value_bytes_max = r->config.batch_bytes_max,
                                         .heartbeat_ms = r->config.heartbeat_ms,
@@ -48,7 +74,9 @@ static void paxos_begin(struct replica *r, uint64_t now_ms, const struct paxos_s
                                         .drift_ppm = r->config.drift_ppm,
                                         .seed = r->config.seed,
                                         .start_ms = now_ms};
-    r->paxos = paxos_new(&config, saved);
+    r->paxos = paxos_new(&config, &r->saved);
+    if (r->disk_free != UINT64_MAX) paxos_disk_free(r->paxos, r->disk_free);
+    drop_saved(r);
 }
 
 struct replica *replica_new(const struct replica_config *config, const struct replica_saved *saved,
@@ -82,7 +110,9 @@ struct replica *replica_new(const struct replica_config *config, const struct re
         .context = r, .call = router_call_out, .reply = router_reply_out, .hang_up = router_hang_up_out};
     r->router = router_new(&router, &router_sink);
     r->keeper = keeper_new(config->alloc, config->seed);
-    if (r->identity.state == IDENTITY_FORMED) paxos_begin(r, config->start_ms, &saved->paxos);
+    r->disk_free = UINT64_MAX;
+    saving_begin(r, saved);
+    keep_saved(r, &saved->paxos);
     return r;
 }
 
@@ -99,6 +129,8 @@ void replica_free(struct replica *r) {
         buf_release(&r->spare->value);
         alloc_put(r->config.alloc, r->spare);
     }
+    saving_end(r);
+    drop_saved(r);
     keeper_free(r->keeper);
     router_free(r->router);
     keyspace_free(r->ks);
@@ -111,6 +143,12 @@ void replica_free(struct replica *r) {
 void replica_replay(struct replica *r, paxos_slot slot, struct slice value) {
     struct ks_facts facts;
     keyspace_apply(r->ks, slot, value, &facts);
+    saving_applied(r, value.bytes);
+}
+
+void replica_disk_free(struct replica *r, uint64_t bytes) {
+    r->disk_free = bytes;
+    if (r->paxos != NULL) paxos_disk_free(r->paxos, bytes);
 }
 
 /* ---- frames and transactions out ---- */
@@ -123,6 +161,9 @@ void replica_send_frame(struct replica *r, uint16_t peer, const struct frame *fr
 }
 
 static void send_paxos(struct replica *r, const struct paxos_msg *msg) {
+    /* A peer that takes less than we have for it costs us no memory: it catches up later, from the store (P5). */
+    const bool long_one = msg->kind == PAXOS_MSG_ACCEPT && msg->entry_count > 0;
+    if (long_one && r->sink.backlog != NULL && r->sink.backlog(r->sink.context, msg->to) > BACKLOG_BYTES_MAX) return;
     const struct frame frame = {.kind = FRAME_PAXOS, .paxos = *msg};
     replica_send_frame(r, msg->to, &frame);
 }
@@ -182,7 +223,7 @@ void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch) {
     if (identity) {
         if (identity_saved(&r->identity)) {
             if (r->paxos == NULL)
-                paxos_begin(r, now_ms, &(struct paxos_saved){0});
+                paxos_begin(r, now_ms);
             else
                 paxos_generation(r->paxos, now_ms, identity_generation(&r->identity));
         }
@@ -422,6 +463,7 @@ static void apply(struct replica *r, uint64_t now_ms, const struct paxos_entry *
                      ballot_equal(head.ballot, r->ballot);
     struct ks_facts facts;
     keyspace_apply(r->ks, entry->slot, entry->value, &facts);
+    saving_applied(r, entry->value.bytes);
     bool lease_gone = false;
     for (uint32_t i = 0; i < facts.count; i++) apply_fact(r, now_ms, &facts.facts[i], &lease_gone);
     if (own) lead_applied(r, head.count);
@@ -455,6 +497,7 @@ void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t p
         if (paxos_step(r->paxos, &in) == PAXOS_IGNORED) return;
         return;
     }
+    case FRAME_SNAPSHOT: saving_frame(r, now_ms, peer, &frame->snapshot); return;
     case FRAME_FORWARD: {
         const struct forward *f = &frame->forward;
         if (f->boot != peer_boot) return;
@@ -473,6 +516,8 @@ void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t p
         const struct answer *a = &frame->answer;
         if (a->boot != r->config.boot_id || !ballot_equal(a->ballot, r->target)) return;
         if (a->kind == ANSWER_REPLY && a->of == FORWARD_READ) router_read_reply(r->router, a->seq, a->reply, false);
+        if (a->kind == ANSWER_REPLY && a->of == FORWARD_WRITE)
+            router_write_refused(r->router, a->seq, a->ballot, a->reply);
         if (a->kind != ANSWER_REFUSED) return;
         r->read_refused = r->read_refused || a->of == FORWARD_READ;
         if (r->resend_ms > now_ms + REFUSED_MS) r->resend_ms = now_ms + REFUSED_MS;
@@ -487,6 +532,7 @@ void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
     r->link_up[peer] = true;
     r->question_ms = now_ms; /* also to peers we have admitted: they may not have admitted us */
     identity_link_lost(&r->identity, peer);
+    saving_link_up(r, now_ms, peer);
     if (r->target.round > 0 && ballot_seat(r->target) == peer) {
         router_writes_again(r->router);
         router_reads_again(r->router);
@@ -495,7 +541,9 @@ void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
 
 void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer) {
     (void)now_ms;
-    if (peer < PAXOS_NODES_MAX) r->link_up[peer] = false;
+    if (peer >= PAXOS_NODES_MAX) return;
+    r->link_up[peer] = false;
+    saving_link_lost(r, peer);
 }
 
 /* ---- the origin's half ---- */
@@ -520,6 +568,7 @@ static void own_call(struct replica *r, const struct router_call *call) {
     uint64_t stamp_ms;
     switch (call->command->id) {
     case CMD_WAITREV: wait_revision(r, call); return;
+    case CMD_SNAPSHOT_SAVE: saving_ask(r, call->seq); return;
     default: break;
     }
     /* A read of our own state, at the time it is of: all that was due then has ended (K3). */
@@ -581,8 +630,13 @@ static bool paxos_work(struct replica *r, uint64_t now_ms) {
     if (out.batch != 0) save(r, &out, NULL);
     for (uint32_t i = 0; i < out.send_now_count; i++) send_paxos(r, &out.sends_now[i]);
     for (uint32_t i = 0; i < out.send_after_count; i++) send_paxos_after(r, &out.sends_after[i]);
-    for (uint32_t i = 0; i < out.fetch_count; i++)
-        r->sink.fetch(r->sink.context, out.fetches[i].to, out.fetches[i].from_slot, out.fetches[i].to_slot);
+    for (uint32_t i = 0; i < out.fetch_count; i++) {
+        const struct paxos_fetch *f = &out.fetches[i];
+        if (f->snapshot)
+            saving_wanted(r, now_ms, f->to);
+        else
+            r->sink.fetch(r->sink.context, f->to, f->from_slot, f->to_slot);
+    }
     for (uint32_t i = 0; i < out.apply_count; i++) apply(r, now_ms, &out.applies[i]);
     return true;
 }
@@ -618,16 +672,18 @@ static void paxos_turn(struct replica *r, uint64_t now_ms) {
 uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
     r->turn_ms = now_ms;
     release_held(r);
+    if (r->paxos == NULL && r->identity.state == IDENTITY_FORMED) paxos_begin(r, now_ms); /* the log is replayed now */
     identity_turn(r, now_ms);
     if (r->paxos != NULL) paxos_turn(r, now_ms);
     router_pump_own(r->router, now_ms);
     router_revision(r->router, now_ms, keyspace_revision(r->ks));
     router_pump_own(r->router, now_ms); /* what stood behind a WAITREV */
+    if (r->paxos != NULL) saving_turn(r, now_ms);
     router_expire(r->router, now_ms);
     router_flush(r->router);
     r->round_now = 0; /* it has left: who asks between two turns asks after it */
 
-    uint64_t wake_ms = router_wake_at(r->router);
+    uint64_t wake_ms = r->target.round > 0 && router_has_work(r->router) ? now_ms : router_wake_at(r->router);
     if (r->paxos == NULL || r->question_ms > now_ms) {
         if (r->question_ms < wake_ms) wake_ms = r->question_ms;
     }
@@ -635,6 +691,7 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
         struct paxos_output out;
         must(!paxos_take(r->paxos, &out));
         if (out.wake_at_ms < wake_ms) wake_ms = out.wake_at_ms;
+        if (saving_wake_at(r) < wake_ms) wake_ms = saving_wake_at(r);
         const bool remote = r->target.round > 0 && ballot_seat(r->target) != r->config.node;
         if (remote && r->resend_ms < wake_ms) wake_ms = r->resend_ms;
     }

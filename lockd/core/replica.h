@@ -13,7 +13,11 @@
  *   R2  A frame that must wait for the disk (P3) is handed out only after replica_durable of its transaction.
  *   R3  A command is forwarded only to the leader of the ballot whose first entry this node has applied, and named so;
  *       what was sent under a lower ballot and not seen applied is then known not to have run, and is sent again (N).
- *   R4  What one client may have waiting is limited (replica_client_room); what all may have is limited (-BUSY). */
+ *   R4  What one client may have waiting is limited (replica_client_room); what all may have is limited (-BUSY).
+ *   R5  The log is cut only behind a durable checkpoint, one generation later, and not while that checkpoint is on its
+ *       way to a peer (bounded, snapshot.h S4).
+ *   R6  A snapshot takes the place of the state whole, after it was loaded, checked and made durable; nothing of the
+ * old state is given up before. */
 #pragma once
 #include "lockd/core/frame.h"
 #include "lockd/core/identity.h"
@@ -35,6 +39,9 @@ struct replica_config {
     uint32_t queue_bytes_max;    /* 64 MiB: commands waiting in this node, all clients together */
     uint32_t client_pending_max; /* 1024 commands of one client; and 64 MiB */
     uint32_t request_bytes_max;  /* one command; batch_bytes_max - 64 KiB at most */
+    uint64_t checkpoint_bytes;   /* of log since the last checkpoint, before the next; 0: only when asked for */
+    uint64_t disk_reserve; /* bytes; when the best majority has less free, nothing is taken that grows; 0: never */
+    uint32_t stall_ms;     /* paxos.h; 0: never */
     struct ks_settings settings; /* proposed if this node leads a cluster that has none */
     /* for INFO and NODE.STATUS; borrowed for ever */
     const char *version;
@@ -45,6 +52,8 @@ struct replica_config {
 struct replica_saved {
     struct paxos_saved paxos; /* accepted: entries above chosen; the chosen ones go through replica_replay */
     struct identity_record record;
+    paxos_slot checkpoint_slot; /* of the state that replica_restore gets; 0: there is none */
+    uint64_t checkpoint_bytes;  /* of it */
 };
 
 /* The world outside.  All calls happen inside replica_turn (and replay/new: none). */
@@ -66,6 +75,18 @@ struct replica_sink {
     void (*fetch)(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot to_slot);
     /* A state change for the log: level 'i', 'w' or 'e', and "module event key=value ..." text. */
     void (*note)(void *context, char level, const char *text);
+    /* ---- checkpoints (D2).  All NULL: this node keeps its whole log and takes no snapshots ---- */
+    /* Write the state as it is inside this call (keyspace_save) in the background; then replica_checkpointed. */
+    void (*checkpoint)(void *context, const struct keyspace *ks, paxos_slot slot);
+    /* The log up to `slot` is not needed any more. */
+    void (*cut)(void *context, paxos_slot slot);
+    /* Read so many bytes (fewer only at the end) of the newest checkpoint, if it is that of `slot`, and send them
+     * (replica_snapshot_frame).  What cannot be read is asked for again. */
+    void (*snapshot_read)(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes);
+    /* Make these bytes our newest checkpoint; they live until replica_installed says that it is durable. */
+    void (*install)(void *context, paxos_slot slot, struct slice bytes);
+    /* Bytes that wait on our link to that peer.  NULL: nobody counts. */
+    size_t (*backlog)(void *context, uint16_t peer);
 };
 
 struct replica;
@@ -73,7 +94,10 @@ struct replica *replica_new(const struct replica_config *config, const struct re
                             const struct replica_sink *sink);
 void replica_free(struct replica *r);
 
-/* Before the first turn: the chosen log, slot by slot from 1 to saved->paxos.chosen. */
+/* Before anything else if there is a checkpoint: its bytes.  0, or -1: it is damaged or of another slot, `error` says
+ * what in one line; then only replica_free is left. */
+NODISCARD int replica_restore(struct replica *r, struct slice bytes, char *error, size_t error_bytes);
+/* Before the first turn: the chosen log, slot by slot from checkpoint_slot + 1 to saved->paxos.chosen. */
 void replica_replay(struct replica *r, paxos_slot slot, struct slice value);
 
 /* ---- inputs: queued or taken at once; nothing leaves before the next replica_turn ---- */
@@ -90,6 +114,12 @@ void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer);
 void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot, const struct frame *frame);
 /* That transaction and every earlier one is durable. */
 void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch);
+/* The checkpoint of that slot is durable and has so many bytes; 0: it could not be written. */
+void replica_checkpointed(struct replica *r, uint64_t now_ms, paxos_slot slot, uint64_t bytes);
+/* What sink.install was given is durable. */
+void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot);
+/* What is left on the disk, now and then. */
+void replica_disk_free(struct replica *r, uint64_t bytes);
 
 /* ---- the work ---- */
 /* now_ms is sampled after the last input of this turn.  Returns when the next turn is due at the latest. */
@@ -99,6 +129,10 @@ bool replica_reads_hold(const struct replica *r, uint64_t now_ms);
 /* Encode fetched entries as a frame for `peer`. */
 void replica_chosen_frame(const struct replica *r, uint16_t peer, const struct paxos_entry *entries, uint32_t count,
                           struct buf *out);
+
+/* Encode what was read of the newest checkpoint as a frame. */
+void replica_snapshot_frame(const struct replica *r, paxos_slot slot, uint64_t offset, struct slice data,
+                            struct buf *out);
 
 /* ---- for the process, tests and the simulator ---- */
 /* Why it can never work again (paxos halted), or NULL: log it, exit. */

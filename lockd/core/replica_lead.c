@@ -105,6 +105,72 @@ static void script_add(struct replica *r, struct origin origin, const struct com
     DL_APPEND(r->scripts, job);
 }
 
+/* ---- a disk that is nearly full (D3) ---- */
+
+static bool disk_is_short(const struct replica *r) {
+    return r->config.disk_reserve > 0 && paxos_free_majority(r->paxos) < r->config.disk_reserve;
+}
+
+/* May it make the state larger?  What frees, ends, renews or moves what is there goes on below the reserve: the log it
+ * takes is cut again. */
+static bool takes_room(const struct command *command) {
+    switch (command->id) {
+    case CMD_DEL:
+    case CMD_FLUSHALL:
+    case CMD_EXPIRE:
+    case CMD_PEXPIRE:
+    case CMD_PERSIST:
+    case CMD_LEASE_REVOKE:
+    case CMD_LOCK_RELEASE:
+    case CMD_ELECT_RESIGN:
+    case CMD_ROUTE_DROP:
+    case CMD_ROUTE_MOVE:
+    case CMD_ROUTE_TOUCH:
+    case CMD_ROUTE_SUSPECT: return false;
+    default: return command->class != COMMAND_INTERNAL;
+    }
+}
+
+/* The same of what a script wants to log (script.h): a lock library releases by a script. */
+static bool effects_take_room(const struct ks_effects *effects) {
+    uint64_t reads, writes, argc;
+    uint32_t at = 4;
+    if (effects->argc < at || !slice_to_u64(effects->argv[3], &reads) || reads > effects->argc) return true;
+    at += (uint32_t)reads * 3;
+    if (at >= effects->argc || !slice_to_u64(effects->argv[at++], &writes)) return true;
+    for (; writes > 0; writes--) {
+        if (at + 1 >= effects->argc || !slice_to_u64(effects->argv[at], &argc) || argc > effects->argc) return true;
+        const struct command *command = command_find(effects->argv[at + 1], false);
+        if (command == NULL || takes_room(command)) return true;
+        at += 1 + (uint32_t)argc;
+    }
+    return false;
+}
+
+/* Not through the log, which takes room itself.  It was marked as taken, so that no copy of it is ever taken under this
+ * ballot; what is lost on its way ends as -UNCERTAIN at its origin. */
+static void refuse_disk(struct replica *r, struct origin origin) {
+    buf_clear(&r->reply);
+    resp_error(&r->reply,
+               "DISKFULL less than disk-reserve (%llu bytes) is free on the disks of a majority; deletes, releases and "
+               "renewals still work",
+               (unsigned long long)r->config.disk_reserve);
+    if (origin.node == r->config.node) {
+        router_write_refused(r->router, origin.seq, r->ballot, buf_slice(&r->reply));
+        return;
+    }
+    const struct frame frame = {.kind = FRAME_ANSWER,
+                                .answer = {.kind = ANSWER_REPLY,
+                                           .of = FORWARD_WRITE,
+                                           .ballot = r->ballot,
+                                           .boot = origin.boot,
+                                           .seq = origin.seq,
+                                           .reply = buf_slice(&r->reply)}};
+    replica_send_frame(r, origin.node, &frame);
+}
+
+/* ---- taking ---- */
+
 void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t argc, const struct slice *argv) {
     if (r->taken[origin.node].boot != origin.boot) {
         r->taken[origin.node].boot = origin.boot;
@@ -136,6 +202,10 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
     }
     if (command->class == COMMAND_SCRIPT) {
         script_add(r, origin, command, argc, argv);
+        return;
+    }
+    if (takes_room(command) && disk_is_short(r)) {
+        refuse_disk(r, origin);
         return;
     }
     queue_add(r, origin, argc, argv);
@@ -217,6 +287,11 @@ static void scripts_run(struct replica *r, uint64_t now_ms) {
             script_end(r, job);
             break;
         case KS_SCRIPT_PROPOSE:
+            if (disk_is_short(r) && effects_take_room(&effects)) {
+                refuse_disk(r, job->origin);
+                script_end(r, job);
+                break;
+            }
             if (effects.bytes.bytes + 8u * effects.argc + 128 > r->config.batch_bytes_max ||
                 effects.argc > BATCH_ARGC_MAX) {
                 buf_clear(&r->reply);
@@ -279,6 +354,11 @@ void lead_drop(struct replica *r) {
     r->queued_writes = r->proposed_writes = r->applied_writes = r->all_mark = 0;
     memset(r->key_marks, 0, sizeof r->key_marks);
     r->need_stamp_ms = 0;
+}
+
+void lead_end(struct replica *r) {
+    if (r->serving) lead_stop(r);
+    r->first_out = false;
 }
 
 void lead_stop(struct replica *r) {

@@ -3,6 +3,7 @@
  *   replica.c       life, frames and transactions, identity, commands in, the origin's half, the turn
  *   replica_lead.c  the leader's half: the order of writes, scripts, deadlines; begins and ends with serving
  *   replica_ask.c   the leader's half: reads, renewals, ROUTE.NEXT
+ *   replica_saving.c   checkpoints, how far the log is cut, snapshots to and from peers
  *
  * Serving = LEADING and our own first entry is applied.  The leader's half exists only while serving and is dropped
  * whole by lead_stop: origins then learn from the next first entry what did not run. */
@@ -73,6 +74,25 @@ struct script_job {
     struct slice argv[];
 };
 
+enum { SAVING_ASKS_MAX = 64 };
+/* Checkpoints and snapshots (replica_saving.c). */
+struct saving {
+    struct snapshot *snapshot;
+    paxos_slot slot; /* of our newest durable checkpoint; 0: none */
+    uint64_t bytes;
+    uint64_t log_bytes; /* applied since that state, about */
+    paxos_slot running; /* being written; 0: nothing is */
+    uint64_t running_log_bytes, begun_ms;
+    uint64_t retry_ms;              /* not before */
+    uint64_t asks[SAVING_ASKS_MAX]; /* calls of SNAPSHOT.SAVE; the first running_asks wait for the one being written */
+    uint32_t ask_count, running_asks;
+    paxos_slot cut, cut_wanted;
+    struct keyspace *loaded; /* a snapshot, being made durable; NULL: none */
+    paxos_slot loaded_slot;
+    uint64_t loaded_bytes;
+    uint64_t made, failed, installed; /* counts, of this life */
+};
+
 struct queued_batch {
     struct buf value;
     struct queued_batch *next;
@@ -105,6 +125,10 @@ struct replica {
     enum identity_problem problem[PAXOS_NODES_MAX];
     uint64_t question_ms;
     uint64_t asked_ms[PAXOS_NODES_MAX]; /* of the question it has not answered; 0: it has */
+
+    struct paxos_saved saved; /* until paxos begins; `accepted` is ours */
+    struct saving saving;
+    uint64_t disk_free; /* of our own; UINT64_MAX: nobody has looked */
 
     /* the origin's half */
     struct ballot target; /* whom the router's calls go to; round 0: nobody */
@@ -147,6 +171,8 @@ void replica_send_frame(struct replica *r, uint16_t peer, const struct frame *fr
 void lead_first(struct replica *r, uint64_t now_ms);
 /* It was applied: serve. */
 void lead_start(struct replica *r, uint64_t now_ms);
+/* Deposed, if we led at all. */
+void lead_end(struct replica *r);
 /* Deposed: everything is dropped. */
 void lead_stop(struct replica *r);
 /* The same without a word, for the end of the process. */
@@ -164,6 +190,21 @@ uint64_t lead_wake_at(const struct replica *r, uint64_t now_ms);
 uint64_t lead_cluster_now(const struct replica *r, uint64_t now_ms);
 /* Internal commands of the leader: nobody waits for them. */
 void lead_queue_internal(struct replica *r, uint32_t argc, const struct slice *argv);
+
+/* ---- replica_saving.c ---- */
+void saving_begin(struct replica *r, const struct replica_saved *saved);
+void saving_end(struct replica *r);
+/* An entry was applied. */
+void saving_applied(struct replica *r, size_t value_bytes);
+/* That peer wants slots that we have cut. */
+void saving_wanted(struct replica *r, uint64_t now_ms, uint16_t peer);
+void saving_frame(struct replica *r, uint64_t now_ms, uint16_t peer, const struct snapshot_msg *msg);
+void saving_link_up(struct replica *r, uint64_t now_ms, uint16_t peer);
+void saving_link_lost(struct replica *r, uint16_t peer);
+/* SNAPSHOT.SAVE: answered when a checkpoint of the state as it is now, or a later one, is durable. */
+void saving_ask(struct replica *r, uint64_t seq);
+void saving_turn(struct replica *r, uint64_t now_ms);
+uint64_t saving_wake_at(const struct replica *r);
 
 /* ---- replica_ask.c ---- */
 /* A read or a leader's command of some origin: answered now or parked. */

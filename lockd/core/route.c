@@ -507,6 +507,12 @@ void route_each_attachment(const struct route *r, void (*fn)(void *context, uint
     for (const struct life *life = r->lives; life != NULL; life = life->next) fn(context, life->node, life->boot);
 }
 
+void route_each_wait(const struct route *r, uint16_t node, uint64_t boot, void (*fn)(void *context, uint64_t seq),
+                     void *context) {
+    for (const struct wait *w = r->waits; w != NULL; w = w->hh.next)
+        if (w->origin.node == node && w->origin.boot == boot) fn(context, w->origin.seq);
+}
+
 bool route_joined(const struct route *r, uint64_t lease) {
     return route_member_find(r, lease) != NULL;
 }

@@ -57,6 +57,9 @@ uint64_t route_holds(const struct route *r, uint64_t lease);
 uint64_t route_binding_count(const struct route *r);
 uint64_t route_waiter_count(const struct route *r);
 uint64_t route_memory_bytes(const struct route *r);
+/* Every wait attached to that life, by its sequence number. */
+void route_each_wait(const struct route *r, uint16_t node, uint64_t boot, void (*fn)(void *context, uint64_t seq),
+                     void *context);
 /* Every (node, boot) that has waiters attached, once each. */
 void route_each_attachment(const struct route *r, void (*fn)(void *context, uint16_t node, uint64_t boot),
                            void *context);

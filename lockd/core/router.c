@@ -686,6 +686,10 @@ void router_flush(struct router *rt) {
     }
 }
 
+bool router_has_work(const struct router *rt) {
+    return rt->work;
+}
+
 uint64_t router_wake_at(const struct router *rt) {
     uint64_t at = rt->more ? 0 : UINT64_MAX;
     if (rt->timeouts != NULL && rt->timeouts->deadline_ms < at) at = rt->timeouts->deadline_ms;

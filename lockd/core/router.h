@@ -101,6 +101,8 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
 void router_expire(struct router *rt, uint64_t now_ms);
 /* Give finished replies to the sink. */
 void router_flush(struct router *rt);
+/* Something is ready to be handed out to a leader: what an own command held back. */
+bool router_has_work(const struct router *rt);
 uint64_t router_wake_at(const struct router *rt);
 /* "This node can never get an answer" (outcast): while set, new commands get this error at once.  Borrowed; NULL ends
  * it. */

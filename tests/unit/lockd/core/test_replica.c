@@ -29,6 +29,12 @@ struct test_node {
     uint64_t batch, durable_at_ms; /* newest transaction */
     struct replica_saved saved;
     struct saved_slot slots[SLOTS];
+    /* the checkpoint, and the one on its way to the disk */
+    struct buf file, new_file;
+    paxos_slot new_slot; /* 0: none */
+    uint64_t new_durable_ms;
+    bool new_is_install;
+    uint32_t checkpoints, installs;
 };
 static struct test_node nodes[NODES];
 static uint16_t node_count;
@@ -39,6 +45,8 @@ static bool deaf[NODES];   /* what is sent to it is lost */
 static uint32_t answers;   /* FRAME_ANSWER handed out */
 static char replies[CLIENTS][8192];
 static struct buf scratch;
+static uint64_t checkpoint_bytes, disk_reserve;
+static bool checkpoints_fail;
 
 static void sink_save(void *context, uint64_t batch, const struct paxos_output *out,
                       const struct identity_record *record) {
@@ -109,6 +117,65 @@ static void sink_note(void *context, char level, const char *text) {
     if (getenv("VERBOSE")) fprintf(stderr, "# %llu %c %s\n", (unsigned long long)now_ms, level, text);
 }
 
+static int file_put(void *context, struct slice bytes) {
+    buf_append_slice(context, bytes);
+    return 0;
+}
+static void file_begin(struct test_node *n, paxos_slot slot, bool install) {
+    n->new_slot = slot;
+    n->new_durable_ms = now_ms + 3 * DISK_MS;
+    n->new_is_install = install;
+    buf_clear(&n->new_file);
+    n->new_file.alloc = heap_alloc();
+}
+static void sink_checkpoint(void *context, const struct keyspace *ks, paxos_slot slot) {
+    struct test_node *n = context;
+    ck_assert_uint_eq(n->new_slot, 0);
+    file_begin(n, slot, false);
+    ck_assert_int_eq(keyspace_save(ks, file_put, &n->new_file), 0);
+    n->checkpoints++;
+}
+static void sink_install(void *context, paxos_slot slot, struct slice bytes) {
+    struct test_node *n = context;
+    file_begin(n, slot, true);
+    buf_append_slice(&n->new_file, bytes);
+    n->installs++;
+}
+static void sink_cut(void *context, paxos_slot slot) {
+    struct test_node *n = context;
+    ck_assert_uint_le(slot, n->saved.checkpoint_slot); /* R5 */
+    n->saved.paxos.cut = slot;
+    for (paxos_slot s = 1; s <= slot; s++) n->slots[s].there = false;
+}
+static void sink_snapshot_read(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes) {
+    struct test_node *n = context;
+    ck_assert_uint_eq(slot, n->saved.checkpoint_slot);
+    ck_assert_uint_le(offset + bytes, n->file.bytes);
+    buf_clear(&scratch);
+    replica_snapshot_frame(n->replica, slot, offset, slice_of(n->file.data + offset, bytes), &scratch);
+    sink_send(context, peer, buf_slice(&scratch));
+}
+/* What was written is durable now. */
+static void file_done(struct test_node *n) {
+    const paxos_slot slot = n->new_slot;
+    n->new_slot = 0;
+    n->wake_ms = now_ms;
+    if (checkpoints_fail && !n->new_is_install) {
+        replica_checkpointed(n->replica, now_ms, slot, 0);
+        return;
+    }
+    buf_clear(&n->file);
+    n->file.alloc = heap_alloc();
+    buf_append_slice(&n->file, buf_slice(&n->new_file));
+    n->saved.checkpoint_slot = slot;
+    n->saved.checkpoint_bytes = n->file.bytes;
+    if (n->saved.paxos.chosen < slot) n->saved.paxos.chosen = slot;
+    if (n->new_is_install)
+        replica_installed(n->replica, now_ms, slot);
+    else
+        replica_checkpointed(n->replica, now_ms, slot, n->file.bytes);
+}
+
 static void node_start(uint16_t index) {
     struct test_node *n = &nodes[index];
     n->boot = ++next_boot;
@@ -131,6 +198,8 @@ static void node_start(uint16_t index) {
                                     .queue_bytes_max = 1 << 24,
                                     .client_pending_max = 1024,
                                     .request_bytes_max = 1 << 19,
+                                    .checkpoint_bytes = checkpoint_bytes,
+                                    .disk_reserve = disk_reserve,
                                     .version = "test"};
     ks_settings_default(&config.settings);
     struct paxos_entry accepted[64];
@@ -141,9 +210,23 @@ static void node_start(uint16_t index) {
         if (n->slots[s].there)
             accepted[n->saved.paxos.accepted_count++] = (struct paxos_entry){
                 .slot = s, .ballot = n->slots[s].ballot, .value = slice_of(n->slots[s].value, n->slots[s].bytes)};
-    const struct replica_sink sink = {n, sink_save, sink_send, sink_reply, sink_hang_up, sink_fetch, sink_note};
+    const struct replica_sink sink = {.context = n,
+                                      .save = sink_save,
+                                      .send = sink_send,
+                                      .reply = sink_reply,
+                                      .hang_up = sink_hang_up,
+                                      .fetch = sink_fetch,
+                                      .note = sink_note,
+                                      .checkpoint = sink_checkpoint,
+                                      .cut = sink_cut,
+                                      .snapshot_read = sink_snapshot_read,
+                                      .install = sink_install};
+    char error[128];
+    n->new_slot = 0;
     n->replica = replica_new(&config, &n->saved, &sink);
-    for (paxos_slot s = 1; s <= n->saved.paxos.chosen; s++)
+    if (n->saved.checkpoint_slot > 0)
+        ck_assert_int_eq(replica_restore(n->replica, buf_slice(&n->file), error, sizeof error), 0);
+    for (paxos_slot s = n->saved.checkpoint_slot + 1; s <= n->saved.paxos.chosen; s++)
         replica_replay(n->replica, s, slice_of(n->slots[s].value, n->slots[s].bytes));
     n->alive = true;
     n->wake_ms = now_ms;
@@ -192,6 +275,7 @@ static void run(uint64_t ms) {
                 replica_durable(n->replica, now_ms, n->batch);
                 n->wake_ms = now_ms;
             }
+            if (n->new_slot > 0 && n->new_durable_ms <= now_ms) file_done(n);
             if (n->wake_ms <= now_ms) {
                 n->wake_ms = replica_turn(n->replica, now_ms);
                 n->turns++;
@@ -703,6 +787,215 @@ START_TEST(a_node_cut_off_answers_from_its_own_state) {
 }
 END_TEST
 
+/* ---- checkpoints and snapshots ---- */
+
+static uint64_t state_hash(uint16_t node) {
+    return keyspace_hash(replica_keyspace(nodes[node].replica));
+}
+static void write_much(uint16_t node, int count) {
+    for (int i = 0; i < count; i++) {
+        char line[600];
+        snprintf(line, sizeof line, "SET k%d %0500d", i % 20, i);
+        say(node, 60, line);
+        run(10);
+    }
+    run(300);
+    replies[60][0] = '\0';
+}
+static void start_all_with_checkpoints(uint64_t bytes) {
+    checkpoint_bytes = bytes;
+    start_all(3);
+}
+
+START_TEST(the_log_is_cut_behind_the_checkpoint_before) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader();
+    write_much(l, 200);
+    for (uint16_t i = 0; i < 3; i++) {
+        const struct replica_saved *saved = &nodes[i].saved;
+        ck_assert_uint_ge(nodes[i].checkpoints, 4);
+        ck_assert_uint_gt(saved->paxos.cut, 0);
+        ck_assert_uint_lt(saved->paxos.cut, saved->checkpoint_slot); /* one generation is kept */
+    }
+    for (uint16_t i = 0; i < 3; i++) node_kill(i);
+    for (uint16_t i = 0; i < 3; i++) node_start(i);
+    run(3000);
+    ck_assert_int_ge(leader(), 0);
+    char want[600];
+    snprintf(want, sizeof want, "$500\r\n%0500d\r\n", 199);
+    expect((uint16_t)leader(), 1, "GET k19", want);
+    ck_assert_uint_eq(state_hash(0), state_hash(1));
+    ck_assert_uint_eq(state_hash(0), state_hash(2));
+}
+END_TEST
+
+START_TEST(a_node_behind_the_cut_gets_a_snapshot) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    const long long lease = granted(l, 1, "LEASE.GRANT 60000");
+    node_kill(other);
+    write_much(l, 200);
+    ck_assert_uint_gt(nodes[l].saved.paxos.cut, 0);
+    node_start(other);
+    run(3000);
+    ck_assert_uint_eq(nodes[other].installs, 1);
+    ck_assert_uint_eq(state_hash(other), state_hash(l));
+    char line[64];
+    snprintf(line, sizeof line, "LOCK.ACQUIRE lock LEASE %lld", lease);
+    ck_assert_int_gt(granted(other, 2, line), 0); /* the lease came with it */
+    node_kill(other);
+    node_start(other); /* from what was installed */
+    run(1000);
+    ck_assert_uint_eq(nodes[other].installs, 1);
+    ck_assert_uint_eq(state_hash(other), state_hash(l));
+}
+END_TEST
+
+/* N6: what its own clients had out when it fell behind. */
+START_TEST(a_snapshot_and_the_clients_of_the_node_that_takes_it) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    const long long holder = granted(l, 1, "LEASE.GRANT 600000"), waiter = granted(l, 1, "LEASE.GRANT 600000");
+    static const char uncertain[] = "-UNCERTAIN this node caught up by a snapshot; the command may have run\r\n";
+    char line[64], reply[64];
+    for (int i = 0; i < 2; i++) {
+        snprintf(line, sizeof line, "LOCK.ACQUIRE lock%d LEASE %lld", i, holder);
+        ck_assert_int_gt(granted(l, 1, line), 0);
+        snprintf(line, sizeof line, "LOCK.ACQUIRE lock%d LEASE %lld WAIT 500000", i, waiter);
+        say(other, 10u + (uint64_t)i, line);
+    }
+    run(200);
+    deaf[other] = true; /* it speaks, and hears nothing: its write runs, and it does not learn of it */
+    say(other, 12, "INCR n");
+    run(100);
+    snprintf(line, sizeof line, "LOCK.RELEASE lock1 LEASE %lld", holder);
+    expect(l, 1, line, ":1\r\n"); /* lock1 goes to the waiter while its node hears nothing */
+    write_much(l, 200);
+    ck_assert_str_eq(take(12), "");
+    ck_assert_uint_gt(nodes[l].saved.paxos.cut, keyspace_slot(replica_keyspace(nodes[other].replica)));
+    deaf[other] = false;
+    run(3000);
+    ck_assert_uint_eq(nodes[other].installs, 1);
+    ck_assert_str_eq(take(12), uncertain);
+    ck_assert_str_eq(take(11), uncertain);
+    ck_assert_str_eq(take(10), ""); /* it still waits ... */
+    expect(l, 1, "GET n", "$1\r\n1\r\n");
+    snprintf(line, sizeof line, "LOCK.RELEASE lock0 LEASE %lld", holder);
+    expect(l, 1, line, ":1\r\n"); /* ... and is granted */
+    ck_assert_int_eq(replies[10][0], ':');
+    snprintf(line, sizeof line, "LOCK.ACQUIRE lock1 LEASE %lld", waiter);
+    snprintf(reply, sizeof reply, ":%lld\r\n", granted(other, 11, line)); /* asked again: the same token */
+    expect(l, 1, line, reply);
+}
+END_TEST
+
+START_TEST(a_damaged_snapshot_changes_nothing) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    node_kill(other);
+    write_much(l, 200);
+    const uint64_t hash = state_hash(l);
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != other) nodes[i].file.data[nodes[i].file.bytes / 2] ^= 1;
+    node_start(other);
+    run(3000);
+    ck_assert_uint_eq(nodes[other].installs, 0);
+    ck_assert_uint_lt(keyspace_slot(replica_keyspace(nodes[other].replica)), nodes[l].saved.paxos.cut);
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != other) nodes[i].file.data[nodes[i].file.bytes / 2] ^= 1;
+    run(20000);
+    ck_assert_uint_eq(nodes[other].installs, 1);
+    ck_assert_uint_eq(state_hash(other), hash);
+}
+END_TEST
+
+START_TEST(a_checkpoint_is_made_when_asked_for) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader();
+    expect(l, 1, "SET a 1", "+OK\r\n");
+    ck_assert_uint_eq(nodes[l].checkpoints, 0);
+    for (uint64_t client = 1; client < 4; client++) say(l, client, "SNAPSHOT.SAVE");
+    say(l, 1, "PING"); /* behind it */
+    run(5);
+    ck_assert_str_eq(take(1), "");
+    run(5);
+    ck_assert_str_eq(take(1), "+OK\r\n+PONG\r\n");
+    ck_assert_str_eq(take(2), "+OK\r\n");
+    ck_assert_str_eq(take(3), "+OK\r\n");
+    ck_assert_uint_eq(nodes[l].checkpoints, 1);
+    expect(l, 1, "SNAPSHOT.SAVE", "+OK\r\n"); /* nothing has changed */
+    ck_assert_uint_eq(nodes[l].checkpoints, 1);
+    expect(l, 1, "SET a 2", "+OK\r\n");
+    checkpoints_fail = true;
+    expect(l, 1, "SNAPSHOT.SAVE", "-ERR the checkpoint could not be written; this node's log file says why\r\n");
+    ck_assert_uint_lt(nodes[l].saved.checkpoint_slot, keyspace_slot(replica_keyspace(nodes[l].replica)));
+    checkpoints_fail = false;
+    expect(l, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+    say(l, 1, "SET a 3"); /* who asks while one is being written gets the next */
+    run(100);
+    say(l, 2, "SNAPSHOT.SAVE");
+    run(1);
+    say(l, 1, "SET a 4");
+    run(4);
+    say(l, 3, "SNAPSHOT.SAVE");
+    run(100);
+    ck_assert_str_eq(take(2), "+OK\r\n");
+    ck_assert_str_eq(take(3), "+OK\r\n");
+    ck_assert_uint_eq(nodes[l].checkpoints, 5);
+}
+END_TEST
+
+/* D3 */
+START_TEST(a_full_disk_refuses_what_grows) {
+    disk_reserve = 1000;
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    static const char full[] = "-DISKFULL less than disk-reserve (1000 bytes) is free on the disks of a majority; "
+                               "deletes, releases and renewals still work\r\n";
+    expect(l, 1, "SET a 1", "+OK\r\n");
+    expect(l, 1, "SET b 1", "+OK\r\n");
+    const long long lease = granted(l, 1, "LEASE.GRANT 600000");
+    char line[128], want[512];
+    snprintf(line, sizeof line, "LOCK.ACQUIRE lock LEASE %lld", lease);
+    ck_assert_int_gt(granted(l, 1, line), 0);
+    replica_disk_free(nodes[l].replica, 10);
+    for (uint16_t i = 0; i < 3; i++)
+        if (i != l) replica_disk_free(nodes[i].replica, 5000);
+    run(200);
+    expect(l, 1, "SET c 1", "+OK\r\n"); /* a majority has room */
+    replica_disk_free(nodes[other].replica, 999);
+    run(200);
+    expect(l, 1, "SET d 1", full);
+    expect(other, 2, "SET d 1", full);
+    expect(other, 2, "LEASE.GRANT 1000", full);
+    say(other, 3, "INCR c"); /* a pipeline keeps its order */
+    say(other, 3, "DEL a");
+    say(other, 3, "GET c");
+    run(200);
+    snprintf(want, sizeof want, "%s:1\r\n$1\r\n1\r\n", full);
+    ck_assert_str_eq(take(3), want);
+    const struct slice eval[] = {slice_str("EVAL"), slice_str("return redis.call('DEL', KEYS[1])"), slice_str("1"),
+                                 slice_str("b")},
+                       grows[] = {slice_str("EVAL"), slice_str("return redis.call('SET', KEYS[1], 'x')"),
+                                  slice_str("1"), slice_str("b")};
+    replica_command(nodes[other].replica, now_ms, 0, 4, 4, eval);
+    nodes[other].wake_ms = now_ms;
+    run(200);
+    ck_assert_str_eq(take(4), ":1\r\n");
+    replica_command(nodes[other].replica, now_ms, 0, 4, 4, grows);
+    nodes[other].wake_ms = now_ms;
+    run(200);
+    ck_assert_str_eq(take(4), full);
+    snprintf(line, sizeof line, "LEASE.KEEPALIVE %lld", lease);
+    expect(other, 5, line, "*1\r\n:600000\r\n");
+    snprintf(line, sizeof line, "LOCK.RELEASE lock LEASE %lld", lease);
+    expect(other, 5, line, ":1\r\n");
+    replica_disk_free(nodes[other].replica, 1000);
+    run(200);
+    expect(other, 2, "SET d 1", "+OK\r\n"); /* by itself */
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("replica");
     tcase_set_timeout(tc, 60);
@@ -725,6 +1018,12 @@ int main(void) {
     tcase_add_test(tc, the_leaders_queue_has_a_limit);
     tcase_add_test(tc, a_restarted_node_is_let_in_when_the_links_are_up);
     tcase_add_test(tc, a_node_cut_off_answers_from_its_own_state);
+    tcase_add_test(tc, the_log_is_cut_behind_the_checkpoint_before);
+    tcase_add_test(tc, a_node_behind_the_cut_gets_a_snapshot);
+    tcase_add_test(tc, a_snapshot_and_the_clients_of_the_node_that_takes_it);
+    tcase_add_test(tc, a_damaged_snapshot_changes_nothing);
+    tcase_add_test(tc, a_checkpoint_is_made_when_asked_for);
+    tcase_add_test(tc, a_full_disk_refuses_what_grows);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
