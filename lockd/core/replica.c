@@ -388,6 +388,24 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
     router_answered(r->router, client, buf_slice(&r->reply), verdict == LOCAL_HANG_UP);
 }
 
+/* Asked again of the next leader it would move on and on: it says away from which ballot (replica_ask.c). */
+static void add_transfer(struct replica *r, uint64_t now_ms, uint64_t client, const struct command *command,
+                         uint32_t argc, const struct slice *argv) {
+    uint64_t number = 0;
+    if (argc > 2 || (argc == 2 && (!slice_to_u64(argv[1], &number) || number < 1 || number > PAXOS_NODES_MAX))) {
+        resp_error(&r->reply, "ERR number is that of a node, 1 to %d", PAXOS_NODES_MAX);
+        router_answered(r->router, client, buf_slice(&r->reply), false);
+        return;
+    }
+    const struct ballot from = keyspace_ballot(r->ks);
+    char texts[2][24];
+    snprintf(texts[0], sizeof texts[0], "%llu", (unsigned long long)from.round);
+    snprintf(texts[1], sizeof texts[1], "%u", (unsigned)from.node);
+    const struct slice whole[] = {argv[0], argc == 2 ? argv[1] : slice_str("0"), slice_str(texts[0]),
+                                  slice_str(texts[1])};
+    router_add(r->router, now_ms, client, command, 4, whole);
+}
+
 static bool connection_reads_here(const struct replica *r, uint64_t client) {
     const struct connection *c = connection_find(r, client);
     return c != NULL && c->readonly;
@@ -412,6 +430,8 @@ void replica_command(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint6
         router_answered(r->router, client, buf_slice(&r->reply), false);
     } else if (command->class == COMMAND_LOCAL) {
         local(r, now_ms, unix_us, client, command, argc, argv);
+    } else if (command->id == CMD_NODE_TRANSFER) {
+        add_transfer(r, now_ms, client, command, argc, argv);
     } else if (command->class == COMMAND_OWN || (command->class == COMMAND_READ && connection_reads_here(r, client))) {
         router_add_own(r->router, now_ms, client, command, argc, argv);
     } else {
@@ -708,6 +728,10 @@ bool replica_reads_hold(const struct replica *r, uint64_t now_ms) {
 
 const char *replica_halt_reason(const struct replica *r) {
     return r->paxos != NULL ? paxos_halt_reason(r->paxos) : NULL;
+}
+
+bool replica_hand_over(struct replica *r, uint64_t now_ms) {
+    return r->serving && paxos_transfer(r->paxos, now_ms, PAXOS_NODES_MAX) == PAXOS_TAKEN;
 }
 
 bool replica_is_leader(const struct replica *r) {

@@ -120,6 +120,9 @@ void replica_checkpointed(struct replica *r, uint64_t now_ms, paxos_slot slot, u
 void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot);
 /* What is left on the disk, now and then. */
 void replica_disk_free(struct replica *r, uint64_t bytes);
+/* This process is about to end: if it leads, let another lead first.  False: nothing to give, or nobody to take it.
+ * Then turn until !replica_is_leader, or until your patience ends. */
+bool replica_hand_over(struct replica *r, uint64_t now_ms);
 
 /* ---- the work ---- */
 /* now_ms is sampled after the last input of this turn.  Returns when the next turn is due at the latest. */

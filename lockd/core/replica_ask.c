@@ -1,9 +1,12 @@
 /* replica_ask.c - the leader's half of a node: reads, renewals and ROUTE.NEXT, from any origin.
  *
  * What cannot be answered at once is parked: for a fresh round of acknowledgements (P8), for an entry with a later
- * stamp (T3), for the outcome of an expiry (L3), or, a NEXT, until there is something to say. */
+ * stamp (T3), for the outcome of an expiry (L3), for a hand-over of leadership, or, a NEXT, until there is something to
+ * say. */
 #include "lockd/core/replica_state.h"
 #include "lockd/core/resp.h"
+
+enum { TRANSFER_GRACE_MS = 50 }; /* paxos gives a hand-over 2 x lease_ms */
 
 static void ask_free(struct replica *r, struct ask *ask) {
     if (ask->park == ASK_NEXT)
@@ -150,6 +153,33 @@ static void ask_next(struct replica *r, uint64_t now_ms, struct ask *ask) {
     ask_next_answer(r, lease, !keeper_next_known(r->keeper, lease));
 }
 
+/* NODE.TRANSFER number round member, as the origin completed it: away from whoever led under that ballot or a lower
+ * one. Asked again after the hand-over, as any call is that the old leader left unanswered, it finds its wish
+ * fulfilled. */
+static void ask_transfer(struct replica *r, uint64_t now_ms, struct ask *ask) {
+    uint64_t number, round, member;
+    if (ask->argc != 4 || !slice_to_u64(ask->argv[1], &number) || !slice_to_u64(ask->argv[2], &round) ||
+        !slice_to_u64(ask->argv[3], &member) || member > UINT16_MAX) {
+        ask_error(r, ask, "ERR syntax error: NODE.TRANSFER [number]");
+        return;
+    }
+    const struct ballot from = {.round = round, .node = (uint16_t)member};
+    if (number == r->config.node + 1u || (number == 0 && ballot_compare(r->ballot, from) > 0)) {
+        struct buf b = {.alloc = r->config.alloc};
+        resp_integer(&b, r->config.node + 1);
+        ask_answer(r, ask, buf_slice(&b), true);
+        buf_release(&b);
+        return;
+    }
+    if (number > PAXOS_NODES_MAX ||
+        paxos_transfer(r->paxos, now_ms, number == 0 ? PAXOS_NODES_MAX : (uint16_t)(number - 1)) != PAXOS_TAKEN) {
+        ask_error(r, ask, "ERR there is no such voter to lead, or none was heard lately");
+        return;
+    }
+    ask->park = ASK_TRANSFER;
+    ask->until_ms = now_ms + 2 * r->config.lease_ms + TRANSFER_GRACE_MS;
+}
+
 /* Answer it, or park it. */
 static void ask_run(struct replica *r, uint64_t now_ms, struct ask *ask) {
     const bool leased = paxos_lease_good(r->paxos, now_ms);
@@ -165,6 +195,7 @@ static void ask_run(struct replica *r, uint64_t now_ms, struct ask *ask) {
         case CMD_LEASE_KEEPALIVE: ask_keepalive(r, now_ms, ask); break;
         case CMD_LEASE_INFO: ask_lease_info(r, now_ms, ask); break;
         case CMD_ROUTE_NEXT: ask_next(r, now_ms, ask); break;
+        case CMD_NODE_TRANSFER: ask_transfer(r, now_ms, ask); break;
         default: must(false); /* ask_new admits no other */
         }
         return;
@@ -215,6 +246,8 @@ void asks_run(struct replica *r, uint64_t now_ms) {
             ask_run(r, now_ms, ask);
         else if (ask->park == ASK_STAMP && keyspace_stamp(r->ks) >= ask->stamp_ms)
             ask_run(r, now_ms, ask);
+        else if (ask->park == ASK_TRANSFER && now_ms >= ask->until_ms)
+            ask_error(r, ask, "ERR that node did not catch up in time; the leader leads on");
     }
 }
 

@@ -2,7 +2,7 @@
  *
  *   replica.c       life, frames and transactions, identity, commands in, the origin's half, the turn
  *   replica_lead.c  the leader's half: the order of writes, scripts, deadlines; begins and ends with serving
- *   replica_ask.c   the leader's half: reads, renewals, ROUTE.NEXT
+ *   replica_ask.c   the leader's half: reads, renewals, ROUTE.NEXT, giving leadership away
  *   replica_saving.c   checkpoints, how far the log is cut, snapshots to and from peers
  *
  * Serving = LEADING and our own first entry is applied.  The leader's half exists only while serving and is dropped
@@ -48,7 +48,7 @@ struct connection {
 };
 
 /* A read or a leader's command at the leader, from any origin. */
-enum ask_park { ASK_FRESH, ASK_ROUND, ASK_STAMP, ASK_EXPIRING, ASK_NEXT };
+enum ask_park { ASK_FRESH, ASK_ROUND, ASK_STAMP, ASK_EXPIRING, ASK_TRANSFER, ASK_NEXT };
 struct ask {
     uint64_t handle;
     struct origin origin; /* seq: in the origin's count of reads */
@@ -56,6 +56,7 @@ struct ask {
     uint64_t arrival_ms;
     enum ask_park park;
     uint64_t round, stamp_ms;
+    uint64_t until_ms; /* ASK_TRANSFER: then it has failed */
     struct ask *prev, *next;
     UT_hash_handle hh; /* held NEXTs by handle */
     uint32_t argc;
@@ -152,7 +153,7 @@ struct replica {
     uint64_t key_marks[REPLICA_KEY_MARKS]; /* highest write number that touches such a key */
     uint64_t all_mark;
     struct script_job *scripts;
-    struct ask *asks;       /* FRESH, ROUND, STAMP, EXPIRING */
+    struct ask *asks;       /* all but the held NEXTs */
     struct ask *held_nexts; /* by handle */
     uint64_t next_handle;
     uint64_t need_stamp_ms; /* an entry with this stamp must be chosen */

@@ -996,6 +996,68 @@ START_TEST(a_full_disk_refuses_what_grows) {
 }
 END_TEST
 
+/* ---- giving leadership away ---- */
+
+START_TEST(leadership_is_given_away_without_an_error) {
+    start_all(3);
+    for (int round = 0; round < 6; round++) {
+        const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+        char line[64], want[64];
+        say(third, 1, "SET a 1");
+        if (round % 2 == 0)
+            snprintf(line, sizeof line, "NODE.TRANSFER %u", other + 1u);
+        else
+            snprintf(line, sizeof line, "node.transfer");
+        say(round % 3 == 0 ? l : third, 2, line); /* at the leader itself, and elsewhere */
+        say(third, 1, "INCR a");
+        run(100);
+        ck_assert_int_ne(leader(), l);
+        ck_assert_int_ge(leader(), 0);
+        if (round % 2 == 0) ck_assert_int_eq(leader(), other);
+        snprintf(want, sizeof want, ":%d\r\n", leader() + 1);
+        ck_assert_str_eq(take(2), want); /* once: it did not move on */
+        ck_assert_str_eq(take(1), "+OK\r\n:2\r\n");
+        run(2000);
+        ck_assert_int_ne(leader(), l);
+    }
+}
+END_TEST
+
+START_TEST(a_transfer_that_cannot_be_is_refused) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    char line[64], want[64];
+    expect(l, 1, "NODE.TRANSFER 0", "-ERR number is that of a node, 1 to 9\r\n");
+    expect(l, 1, "NODE.TRANSFER 10", "-ERR number is that of a node, 1 to 9\r\n");
+    expect(l, 1, "NODE.TRANSFER 1 2 3", "-ERR number is that of a node, 1 to 9\r\n");
+    expect(other, 1, "NODE.TRANSFER 4", "-ERR there is no such voter to lead, or none was heard lately\r\n");
+    snprintf(line, sizeof line, "NODE.TRANSFER %u", l + 1u);
+    snprintf(want, sizeof want, ":%u\r\n", l + 1u);
+    expect(other, 1, line, want); /* it leads already */
+    ck_assert_int_eq(leader(), l);
+}
+END_TEST
+
+START_TEST(a_leader_that_ends_hands_over_first) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader();
+    ck_assert(!replica_hand_over(nodes[(l + 1) % 3].replica, now_ms));
+    ck_assert(replica_hand_over(nodes[l].replica, now_ms));
+    nodes[l].wake_ms = now_ms;
+    run(50);
+    ck_assert(!replica_is_leader(nodes[l].replica));
+    ck_assert_int_ge(leader(), 0);
+}
+END_TEST
+
+START_TEST(alone_there_is_nobody_to_take_it) {
+    start_all(1);
+    ck_assert(!replica_hand_over(nodes[0].replica, now_ms));
+    expect(0, 1, "NODE.TRANSFER", "-ERR there is no such voter to lead, or none was heard lately\r\n");
+    expect(0, 1, "SET a 1", "+OK\r\n");
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("replica");
     tcase_set_timeout(tc, 60);
@@ -1024,6 +1086,10 @@ int main(void) {
     tcase_add_test(tc, a_damaged_snapshot_changes_nothing);
     tcase_add_test(tc, a_checkpoint_is_made_when_asked_for);
     tcase_add_test(tc, a_full_disk_refuses_what_grows);
+    tcase_add_test(tc, leadership_is_given_away_without_an_error);
+    tcase_add_test(tc, a_transfer_that_cannot_be_is_refused);
+    tcase_add_test(tc, a_leader_that_ends_hands_over_first);
+    tcase_add_test(tc, alone_there_is_nobody_to_take_it);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
