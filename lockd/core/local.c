@@ -113,6 +113,24 @@ static bool wants(uint32_t argc, const struct slice *argv, const char *section) 
     return any;
 }
 
+static void info_persistence(const struct local_view *view, struct buf *b) {
+    buf_printf(b,
+               "# Persistence\r\nloading:0\r\ncheckpoint_slot:%llu\r\ncheckpoint_bytes:%llu\r\n"
+               "checkpoint_in_progress:%d\r\ncheckpoints_made:%llu\r\ncheckpoints_failed:%llu\r\nlog_cut:%llu\r\n"
+               "log_bytes_since_checkpoint:%llu\r\n",
+               (unsigned long long)view->checkpoint_slot, (unsigned long long)view->checkpoint_bytes,
+               view->checkpoint_running, (unsigned long long)view->checkpoints_made,
+               (unsigned long long)view->checkpoints_failed, (unsigned long long)view->log_cut,
+               (unsigned long long)view->log_bytes);
+    buf_printf(b,
+               "snapshots_installed:%llu\r\nsnapshot_slot:%llu\r\nsnapshot_bytes:%llu\r\nsnapshot_total_bytes:%llu\r\n",
+               (unsigned long long)view->snapshots_installed, (unsigned long long)view->snapshot_slot,
+               (unsigned long long)view->snapshot_bytes, (unsigned long long)view->snapshot_total);
+    if (view->disk_free != UINT64_MAX) buf_printf(b, "disk_free_bytes:%llu\r\n", (unsigned long long)view->disk_free);
+    buf_printf(b, "disk_reserve_bytes:%llu\r\ndisk_full:%d\r\n\r\n", (unsigned long long)view->disk_reserve,
+               view->disk_full);
+}
+
 static void info(const struct local_view *view, uint32_t argc, const struct slice *argv, struct buf *reply) {
     struct buf b = {.alloc = reply->alloc};
     struct ks_counts counts;
@@ -127,7 +145,7 @@ static void info(const struct local_view *view, uint32_t argc, const struct slic
     if (wants(argc, argv, "CLIENTS")) buf_printf(&b, "# Clients\r\npending_commands:%u\r\n\r\n", view->pending);
     if (wants(argc, argv, "MEMORY"))
         buf_printf(&b, "# Memory\r\nkeyspace_bytes:%llu\r\n\r\n", (unsigned long long)counts.memory_bytes);
-    if (wants(argc, argv, "PERSISTENCE")) buf_append_str(&b, "# Persistence\r\nloading:0\r\n\r\n");
+    if (wants(argc, argv, "PERSISTENCE")) info_persistence(view, &b);
     if (wants(argc, argv, "REPLICATION"))
         buf_printf(&b,
                    "# Replication\r\nrole:master\r\nconnected_slaves:0\r\nholdfast_role:%s\r\nleader:%d\r\n"
@@ -180,7 +198,7 @@ static void map_hex(struct buf *reply, const char *name, uint64_t value) {
 static void node_status(const struct local_view *view, struct buf *reply) {
     struct buf ballot = {.alloc = reply->alloc};
     buf_printf(&ballot, "%llu.%u", (unsigned long long)view->ballot.round, ballot_seat(view->ballot) + 1u);
-    resp_array(reply, 24);
+    resp_array(reply, 34);
     map_number(reply, "node", view->node + 1u);
     map_number(reply, "nodes", view->node_count);
     map_hex(reply, "store-id", view->store_id);
@@ -194,6 +212,12 @@ static void node_status(const struct local_view *view, struct buf *reply) {
     map_number(reply, "revision", keyspace_revision(view->keyspace));
     map_hex(reply, "cluster-id", view->cluster_id);
     map_number(reply, "formed", view->cluster_id != 0);
+    map_number(reply, "checkpoint", view->checkpoint_slot);
+    map_number(reply, "log-cut", view->log_cut);
+    map_number(reply, "snapshot", view->snapshot_slot);
+    resp_bulk_str(reply, "disk-free");
+    resp_integer(reply, view->disk_free > INT64_MAX ? -1 : (int64_t)view->disk_free);
+    map_number(reply, "disk-full", view->disk_full);
     buf_release(&ballot);
 }
 

@@ -17,6 +17,15 @@ struct local_view {
     uint64_t uptime_ms;
     uint32_t pending, inflight_max;
     uint64_t client_pending_max, queue_bytes_max, request_bytes_max, forward_timeout_ms;
+    /* checkpoints, snapshots and the disk */
+    paxos_slot checkpoint_slot, log_cut;
+    uint64_t checkpoint_bytes, log_bytes; /* of the newest checkpoint; applied since */
+    bool checkpoint_running;
+    uint64_t checkpoints_made, checkpoints_failed, snapshots_installed;
+    paxos_slot snapshot_slot; /* being pulled; 0: none */
+    uint64_t snapshot_bytes, snapshot_total;
+    uint64_t disk_free, disk_reserve; /* disk_free UINT64_MAX: not known */
+    bool disk_full;                   /* what grows is refused; a node that does not lead knows its own disk only */
     uint64_t unix_us;
     uint64_t client; /* id of the connection */
     struct slice client_name;

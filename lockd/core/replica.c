@@ -372,11 +372,23 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
         .queue_bytes_max = r->config.queue_bytes_max,
         .request_bytes_max = r->config.request_bytes_max,
         .forward_timeout_ms = r->config.forward_timeout_ms,
+        .checkpoint_slot = r->saving.slot,
+        .checkpoint_bytes = r->saving.bytes,
+        .checkpoint_running = r->saving.running != 0,
+        .checkpoints_made = r->saving.made,
+        .checkpoints_failed = r->saving.failed,
+        .log_cut = r->saving.cut,
+        .log_bytes = r->saving.log_bytes,
+        .snapshots_installed = r->saving.installed,
+        .disk_free = r->disk_free,
+        .disk_reserve = r->config.disk_reserve,
+        .disk_full = r->serving ? lead_disk_is_short(r) : r->disk_free < r->config.disk_reserve,
         .unix_us = unix_us,
         .client = client,
         .client_name = known != NULL ? slice_of(known->name, known->name_bytes) : slice_of(NULL, 0),
     };
     view.leader = leader_index(r, now_ms, &view.ballot);
+    (void)snapshot_pulling(r->saving.snapshot, &view.snapshot_slot, &view.snapshot_bytes, &view.snapshot_total);
     if (r->serving) view.leader = r->config.node;
     if (r->serving) view.ballot = r->ballot;
     buf_clear(&r->reply);

@@ -107,7 +107,7 @@ static void script_add(struct replica *r, struct origin origin, const struct com
 
 /* ---- a disk that is nearly full (D3) ---- */
 
-static bool disk_is_short(const struct replica *r) {
+bool lead_disk_is_short(const struct replica *r) {
     return r->config.disk_reserve > 0 && paxos_free_majority(r->paxos) < r->config.disk_reserve;
 }
 
@@ -204,7 +204,7 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         script_add(r, origin, command, argc, argv);
         return;
     }
-    if (takes_room(command) && disk_is_short(r)) {
+    if (takes_room(command) && lead_disk_is_short(r)) {
         refuse_disk(r, origin);
         return;
     }
@@ -287,7 +287,7 @@ static void scripts_run(struct replica *r, uint64_t now_ms) {
             script_end(r, job);
             break;
         case KS_SCRIPT_PROPOSE:
-            if (disk_is_short(r) && effects_take_room(&effects)) {
+            if (lead_disk_is_short(r) && effects_take_room(&effects)) {
                 refuse_disk(r, job->origin);
                 script_end(r, job);
                 break;

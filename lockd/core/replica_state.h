@@ -187,6 +187,8 @@ void lead_fact(struct replica *r, uint64_t now_ms, const struct ks_fact *fact);
 /* A batch of ours with `count` commands was applied. */
 void lead_applied(struct replica *r, uint32_t count);
 void lead_turn(struct replica *r, uint64_t now_ms);
+/* Less than disk-reserve is free on the best majority (D3). */
+bool lead_disk_is_short(const struct replica *r);
 uint64_t lead_wake_at(const struct replica *r, uint64_t now_ms);
 uint64_t lead_cluster_now(const struct replica *r, uint64_t now_ms);
 /* Internal commands of the leader: nobody waits for them. */
