@@ -158,7 +158,8 @@ static bool run(const struct judge *j, struct state *s, const struct lin_op *op)
     }
     case LIN_PEXPIRE:
         if (done ? op->yes != s->there : !s->there) return false;
-        if (s->there) s->ends_at = op->asked + op->life;
+        /* what hangs on a lease as well goes with whichever ends first */
+        if (s->there && (s->lease == 0 || op->asked + op->life < s->ends_at)) s->ends_at = op->asked + op->life;
         return true;
     case LIN_WOR_SET:
     case LIN_WOR_GET: return run_register(s, op);
@@ -189,9 +190,9 @@ struct event { /* an operation is asked, or is answered */
     bool told;
 };
 struct node {
-    uint32_t asked_at, told_at;         /* places of its events; told_at 0: no answer */
-    uint32_t chain_before, chain_after; /* 1 + the operation before and after it on its connection; 0 none */
-    uint32_t twin;                      /* 1 + an equal operation without an answer, asked before; 0 none */
+    uint32_t asked_at, told_at; /* places of its events; told_at 0: no answer */
+    uint32_t chain_before;      /* 1 + the operation before it on its connection; 0 none */
+    uint32_t twin;              /* 1 + an equal operation without an answer, asked before; 0 none */
     uint64_t sign[2];
     bool done;
 };
@@ -320,14 +321,12 @@ static void chain(struct search *f, uint32_t count) {
     for (uint32_t i = 1; i < used; i++) {
         if (places[i].connection == 0 || places[i].connection != places[i - 1].connection) continue;
         f->nodes[places[i].op].chain_before = places[i - 1].op + 1;
-        f->nodes[places[i - 1].op].chain_after = places[i].op + 1;
     }
     for (uint32_t i = 0; i < open_count; i++) { /* few */
         struct node *n = &f->nodes[open[i]];
         for (uint32_t k = 0; k < open_count; k++) {
             const struct node *other = &f->nodes[open[k]];
             if (other->asked_at < n->asked_at && equal_wish(&f->ops[open[i]], &f->ops[open[k]]) &&
-                n->chain_after == 0 && other->chain_after == 0 &&
                 (n->twin == 0 || f->nodes[n->twin - 1].asked_at < other->asked_at))
                 n->twin = open[k] + 1;
         }
@@ -370,10 +369,6 @@ static bool may_go(const struct search *f, uint32_t op) {
     const struct node *n = &f->nodes[op];
     for (uint32_t at = n->chain_before; at != 0 && !f->nodes[at - 1].done; at = f->nodes[at - 1].chain_before) {
         if (f->nodes[at - 1].told_at != 0) return false;
-    }
-    for (uint32_t at = n->chain_after; at != 0; at = f->nodes[at - 1].chain_after) {
-        if (f->nodes[at - 1].done) return false;
-        if (f->nodes[at - 1].told_at != 0) break;
     }
     return n->twin == 0 || f->nodes[n->twin - 1].done || !may_go(f, n->twin - 1);
 }

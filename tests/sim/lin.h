@@ -10,7 +10,8 @@
  *
  *   L1  Versions and tokens grow with every write, over deletions too (F).
  *   L2  What hangs on a time to live or a lease may be gone later than that, never earlier.
- *   L3  The operations of one connection take effect in their order; one without an answer may be left out.
+ *   L3  The operations of one connection take effect in their order; but one without an answer may do so after later
+ *       ones, too.
  *   L4  What was refused as "did not run" has no effect (E). */
 #pragma once
 #include <stdbool.h>
