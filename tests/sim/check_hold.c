@@ -31,7 +31,7 @@ void check_hold_free(struct hold_facts *f) {
     free(f);
 }
 bool session_alive(const struct world *w, const struct session *se) {
-    return se->lease != 0 && w->now_us < se->until_us;
+    return se->lease != 0 && w->now_us < se->until_us && !w->wild;
 }
 static uint64_t *wish(struct hold_facts *f, uint64_t lease, uint32_t key) {
     for (uint32_t i = 0; i < WISHES_MAX; i++) {

@@ -26,7 +26,7 @@ void check_route_free(struct route_facts *f) {
     free(f);
 }
 bool proxy_serves(const struct world *w, const struct proxy *p, uint32_t route) {
-    return p->lease != 0 && p->bindings[route].held && w->now_us < p->covered_us;
+    return p->lease != 0 && p->bindings[route].held && w->now_us < p->covered_us && !w->wild;
 }
 uint64_t check_route_floor(const struct route_facts *f, uint32_t route) {
     return f->told_max[route];

@@ -59,6 +59,7 @@ struct session {
     int64_t rate_ppm;                 /* its own clock */
     uint64_t lease, ttl_ms, until_us; /* true time at which its own clock says that the lease ends */
     uint64_t token;
+    bool releasing;             /* it asked to, and does not know the outcome */
     bool holds, mute, election; /* mute: renews no more, and works on */
     uint32_t key;               /* of the lock */
 };

@@ -264,7 +264,7 @@ static int compare_events(const void *a, const void *b) {
     if (x->told != y->told) return x->told ? 1 : -1; /* at one instant: side by side */
     return x->op < y->op ? -1 : x->op > y->op;
 }
-static bool without_effect(enum lin_kind kind) {
+bool lin_reads(enum lin_kind kind) {
     return kind == LIN_GET || kind == LIN_GETV || kind == LIN_WOR_GET || kind == LIN_CHECK || kind == LIN_HOLDER;
 }
 static bool equal_wish(const struct lin_op *a, const struct lin_op *b) {
@@ -278,7 +278,7 @@ static uint32_t arrange(struct search *f, uint32_t count) {
     uint32_t events = 0, open = 0;
     for (uint32_t i = 0; i < count; i++) {
         const struct lin_op *op = &f->ops[i];
-        if (op->outcome == LIN_REFUSED || (op->outcome == LIN_OPEN && without_effect(op->kind))) continue;
+        if (op->outcome == LIN_REFUSED || (op->outcome == LIN_OPEN && lin_reads(op->kind))) continue;
         sorted[events++] = (struct event){.at = op->asked, .op = i};
         if (op->outcome == LIN_DONE)
             sorted[events++] = (struct event){.at = op->told, .op = i, .told = true};

@@ -40,6 +40,8 @@ enum lin_kind {
 #undef KIND
         LIN_KIND_END
 };
+/* Does it change nothing? */
+bool lin_reads(enum lin_kind kind);
 enum lin_outcome {
     LIN_OPEN, /* no answer, or one that says nothing: it may run at any later time, or never */
     LIN_DONE,

@@ -17,7 +17,7 @@ static void forget(struct proxy *p) {
 }
 static void gone(struct clients *cs, struct world *w, struct proxy *p, uint64_t lease) {
     if (lease != p->lease || lease == 0) return;
-    if (w->now_us < p->covered_us)
+    if (w->now_us < p->covered_us && !w->wild)
         world_fail(w, "V: lease %llu is gone and covers what it holds for another %llu us", u(lease),
                    u(p->covered_us - w->now_us));
     forget(p);

@@ -56,9 +56,11 @@ static void told_grant(struct clients *cs, struct world *w, struct client *c, co
 }
 static void told_release(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                          const struct reply *r) {
-    const struct session *se = main_of(cs, c);
-    if (!client_hears(cs, w, c, a, r)) return;
+    struct session *se = main_of(cs, c);
+    const bool known = client_hears(cs, w, c, a, r);
     const struct lin_op *op = story_op(cs->story, a->op - 1);
+    if (known || op->outcome == LIN_REFUSED) se->releasing = false;
+    if (!known) return;
     if (op->yes)
         check_hold_released(cs->holds, op->lease, story_key_of(cs->story, a->op - 1));
     else
@@ -98,6 +100,7 @@ static void acquire(struct clients *cs, struct world *w, struct client *c, struc
 static void release(struct clients *cs, struct world *w, struct client *c, struct session *se) {
     struct lin_op op = {.kind = LIN_RELEASE, .lease = se->lease};
     se->holds = false; /* it stops working before it lets go */
+    se->releasing = true;
     if (se->election) {
         client_asks(cs, w, c, told_release, se->key, op, 1, "ELECT.RESIGN %s LEASE %llu",
                     story_name(cs->story, se->key), u(se->lease));
@@ -108,6 +111,9 @@ static void release(struct clients *cs, struct world *w, struct client *c, struc
                 story_name(cs->story, se->key), u(se->lease), u(se->token));
 }
 void session_acts(struct clients *cs, struct world *w, struct client *c, struct session *se) {
+    /* A release whose outcome is unknown may come late and free what the same lease would be given again: the careful
+     * client takes another lease. */
+    if (se->releasing) forget(se);
     if (se->lease == 0) {
         const uint64_t ttl_ms = world_between(w, 1000, 2500);
         client_says(cs, w, c, told_lease, 0, ttl_ms, 0, "LEASE.GRANT %llu NAME s%u", u(ttl_ms), c->index);

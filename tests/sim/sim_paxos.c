@@ -278,7 +278,7 @@ static bool settled(struct world *w) {
     }
     const paxos_slot need = check_acknowledged_max(w);
     for (uint16_t i = 0; i < w->node_count; i++) {
-        if (check_applied(w, i) < need) return false;
+        if (!w->nodes[i].gone && check_applied(w, i) < need) return false;
     }
     return true;
 }

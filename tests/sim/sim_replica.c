@@ -97,7 +97,8 @@ static void sink_reply(void *context, uint64_t client, struct slice bytes, bool 
     const struct process *pr = context;
     struct world *w = pr->w;
     const bool late = leased && !replica_reads_hold(pr->replica, world_local_ms(w, pr->node));
-    clients_told(state_of(w)->clients, w, pr->node, client, late ? slice_of(NULL, 0) : bytes);
+    if (!w->nodes[pr->node].dying)
+        clients_told(state_of(w)->clients, w, pr->node, client, late ? slice_of(NULL, 0) : bytes);
 }
 
 static void start(struct world *w, uint16_t node) {
@@ -220,8 +221,9 @@ static uint64_t turn(struct world *w, uint16_t node) {
     const struct paxos *p = replica_paxos(pr->replica);
     if (p != NULL && paxos_chosen(p) != slot)
         world_fail(w, "P4: n%u: paxos and keyspace count slots differently", node);
+    if (w->nodes[node].dying) return wake_ms;
     check_applied_is(w, node, slot);
-    if (slot != before) check_hash(w, node);
+    if (slot != before && (w->calm || slot % 8 == 0)) check_hash(w, node);
     return wake_ms;
 }
 

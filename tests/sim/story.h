@@ -43,5 +43,5 @@ void story_lease_ended(struct story *s, uint64_t lease, uint64_t at_us);
 /* Calls fn for every key that was used. */
 void story_each_key(const struct story *s, void (*fn)(void *context, enum story_group group, uint32_t key),
                     void *context);
-/* Judges all of it; problems go to world_fail.  clocks_wild: times to live and leases are not looked at. */
+/* Judges all of it; problems go to world_fail. */
 void story_check(struct story *s, struct world *w);

@@ -195,7 +195,7 @@ static void release_held(struct world *w, uint16_t node) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n->held_count; i++) {
         if (n->held[i].batch <= n->disk.durable)
-            world_send(w, node, n->held[i].to, n->held[i].packet);
+            world_send(w, node, n->held[i].to, n->held[i].packet); /* a point to die at as well */
         else
             n->held[kept++] = n->held[i];
     }
@@ -218,6 +218,13 @@ static void turn(struct world *w, uint16_t node) {
     n->inbox_count = 0;
     if (w->failed) return;
     const uint64_t wake_ms = w->object->turn(w, node);
+    if (n->dying) {
+        if (!w->failed) {
+            world_crash(w, node);
+            schedule(w, w->now_us + world_between(w, 1, 1000) * 1000, EVENT_RESTART, node, NULL);
+        }
+        return;
+    }
     check_turn(w, node);
     if (wake_ms == UINT64_MAX) {
         n->wake_us = UINT64_MAX;
@@ -231,8 +238,22 @@ static void turn(struct world *w, uint16_t node) {
 
 /* ------------------------------------------------------------------ network */
 
+/* True if the process is dead by now: the save or send does not happen. */
+static bool dies_here(struct world *w, uint16_t node) {
+    struct sim_node *n = &w->nodes[node];
+    if (n->crash_after > 0 && --n->crash_after == 0) {
+        world_trace(w, "n%u dies inside its turn", node);
+        n->dying = true;
+    }
+    return n->dying;
+}
+
 void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p) {
     must(from < w->node_count && to < w->node_count && from != to);
+    if (dies_here(w, from)) {
+        packet_drop(p);
+        return;
+    }
     struct link *l = &w->links[from][to];
     check_emit(w, from, to, p);
     uint32_t copies = 1;
@@ -247,6 +268,8 @@ void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p) {
         copies = 2;
     for (uint32_t i = 0; i < copies; i++) {
         uint64_t at = w->now_us + world_between(w, l->delay_min_us, l->delay_max_us);
+        if (l->slow_ppm > 0 && world_chance(w, l->slow_ppm)) at += world_between(w, 0, 100000);
+        if (at < l->clog_until_us) at = l->clog_until_us;
         if (!w->object->connections && world_chance(w, l->reorder_ppm)) {
             at += world_between(w, 0, 40000);
             if (world_chance(w, 50000)) at += world_between(w, 0, 3000000); /* a packet from another age */
@@ -261,7 +284,7 @@ void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p) {
 }
 void world_send_after(struct world *w, uint16_t from, uint16_t to, struct packet *p, uint64_t batch) {
     struct sim_node *n = &w->nodes[from];
-    if (batch <= n->disk.durable) {
+    if (n->dying || batch <= n->disk.durable) {
         world_send(w, from, to, p);
         return;
     }
@@ -326,6 +349,7 @@ void world_save(struct world *w, uint16_t node, uint64_t batch, const struct pax
                 const struct identity_record *record) {
     struct sim_node *n = &w->nodes[node];
     struct disk *d = &n->disk;
+    if (dies_here(w, node)) return;
     if (batch != n->last_batch + 1)
         world_fail(w, "n%u: batch %llu after %llu", node, (unsigned long long)batch, (unsigned long long)n->last_batch);
     n->last_batch = batch;
@@ -356,6 +380,13 @@ void world_save(struct world *w, uint16_t node, uint64_t batch, const struct pax
 static void disk_done(struct world *w, uint16_t node) {
     struct disk *d = &w->nodes[node].disk;
     uint64_t batch = 0;
+    if (d->fails && !w->calm) { /* EIO: what was being committed may be there or not, the process ends (D3) */
+        world_trace(w, "n%u's disk fails", node);
+        d->fails = false;
+        world_crash(w, node);
+        schedule(w, w->now_us + world_between(w, 100, 3000) * 1000, EVENT_RESTART, node, NULL);
+        return;
+    }
     for (uint32_t i = 0; i < d->committing; i++) {
         write_apply(w, node, &d->queue[i]);
         batch = d->queue[i].batch;
@@ -422,8 +453,8 @@ static void clear_memory(struct world *w, uint16_t node) {
     struct sim_node *n = &w->nodes[node];
     for (uint32_t i = 0; i < n->inbox_count; i++) packet_drop(n->inbox[i].packet);
     for (uint32_t i = 0; i < n->held_count; i++) packet_drop(n->held[i].packet);
-    n->inbox_count = n->held_count = 0;
-    n->turn_due = false;
+    n->inbox_count = n->held_count = n->crash_after = 0;
+    n->turn_due = n->dying = false;
     n->wake_us = UINT64_MAX;
 }
 void world_crash(struct world *w, uint16_t node) {
@@ -453,7 +484,7 @@ static void wipe(struct world *w, uint16_t node) {
 }
 void world_restart(struct world *w, uint16_t node) {
     struct sim_node *n = &w->nodes[node];
-    if (n->up) return;
+    if (n->up || n->gone) return;
     n->up = true;
     n->boot++;
     n->last_batch = n->disk.durable = 0;
@@ -488,6 +519,8 @@ static void noise(struct world *w, bool on) {
             l->loss_ppm = on && w->swarm.loss && world_chance(w, 500000) ? (uint32_t)world_between(w, 0, 300000) : 0;
             l->duplicate_ppm = on && w->swarm.duplicate ? (uint32_t)world_between(w, 0, 100000) : 0;
             l->reorder_ppm = on && w->swarm.reorder ? (uint32_t)world_between(w, 0, 200000) : 0;
+            l->slow_ppm = on && world_chance(w, 200000) ? (uint32_t)world_between(w, 0, 50000) : 0;
+            l->clog_until_us = 0;
         }
     }
 }
@@ -591,12 +624,59 @@ static void begin_coup(struct world *w) {
     schedule(w, w->now_us + 5000, EVENT_COUP, 0, NULL);
 }
 
+/* Could the others still be a majority if this one never came back?  A cluster needs everybody until it has formed. */
+static bool may_spare(const struct world *w, uint16_t node) {
+    uint32_t lost = 1;
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        const bool out = w->nodes[i].gone || w->nodes[i].wiped;
+        if (!out && w->object->wipes && w->nodes[i].disk.record.cluster_id == 0) return false;
+        lost += out;
+    }
+    return !w->nodes[node].gone && !w->nodes[node].wiped && lost <= (w->node_count - 1u) / 2u;
+}
+/* A flipped bit on its disk: it crashes, notices at the next start, and refuses to vote (D4). */
+static void damage(struct world *w, uint16_t node) {
+    world_trace(w, "n%u's disk is damaged: it stays away", node);
+    world_crash(w, node);
+    w->nodes[node].gone = true;
+    w->swarm.damage = false;
+}
+
 static void fault(struct world *w) {
     if (w->calm) return;
     schedule(w, w->now_us + world_between(w, 1, 2 * w->swarm.gap_ms) * 1000, EVENT_FAULT, 0, NULL);
     const uint16_t node = (uint16_t)world_below(w, w->node_count);
     struct sim_node *n = &w->nodes[node];
-    switch (world_below(w, 11)) {
+    const int led = w->object->leader(w);
+    switch (world_below(w, 17)) {
+    case 11:
+        if (w->swarm.kills && led >= 0) {
+            world_trace(w, "the leader is killed");
+            world_crash(w, (uint16_t)led);
+            schedule(w, w->now_us + world_between(w, 1, 1000) * 1000, EVENT_RESTART, (uint16_t)led, NULL);
+        }
+        break;
+    case 12:
+    case 13:
+        if (w->swarm.points && n->up) n->crash_after = (uint32_t)world_between(w, 1, world_chance(w, 500000) ? 6 : 60);
+        break;
+    case 14:
+        if (w->swarm.clogs) {
+            struct link *l = &w->links[node][world_below(w, w->node_count)];
+            l->clog_until_us = w->now_us + world_between(w, 1, 1500) * 1000;
+        }
+        break;
+    case 15:
+        if (w->swarm.disks && n->up) n->disk.fails = true;
+        if (w->swarm.damage && may_spare(w, node)) damage(w, node);
+        break;
+    case 16:
+        if (w->wild) { /* the machine's clock steps */
+            n->offset_us += world_between(w, 1, 5000) * 1000;
+            world_trace(w, "n%u's clock steps", node);
+            turn_soon(w, node);
+        }
+        break;
     case 9:
     case 10:
         if (w->swarm.coups) begin_coup(w);
@@ -660,9 +740,19 @@ void world_heal(struct world *w) {
     world_trace(w, "faults end");
     all_links(w, false);
     noise(w, false);
-    for (uint16_t i = 0; i < w->node_count; i++) {
+    const bool some = world_chance(w, 300000); /* not everybody comes back */
+    for (uint16_t k = 0, i = (uint16_t)world_below(w, w->node_count); k < w->node_count;
+         k++, i = (uint16_t)((i + 1) % w->node_count)) {
+        if (some && may_spare(w, i) && world_chance(w, 700000)) {
+            world_trace(w, "n%u stays away", i);
+            world_crash(w, i);
+            w->nodes[i].gone = true;
+        }
         w->nodes[i].disk.slow_factor = 1;
+        w->nodes[i].disk.fails = false;
+        w->nodes[i].crash_after = 0;
         w->nodes[i].paused_until_us = 0;
+        if (w->nodes[i].gone) continue;
         world_restart(w, i);
         w->nodes[i].turn_due = false; /* one that was to wait for the end of a stop */
         turn_soon(w, i);
@@ -677,16 +767,23 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     w->seed = seed;
     w->trace = trace;
     random_seed(w, seed);
-    static const uint16_t counts[] = {3, 3, 3, 3, 5, 5, 5, 1, 2, 4};
-    const uint16_t drawn = counts[world_below(w, 10)];
+    static const uint16_t counts[] = {3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 1, 2, 4, 6, 7};
+    uint16_t drawn = counts[world_below(w, 15)];
+    if (drawn > SIM_NODES_MAX) drawn = SIM_NODES_MAX;
     w->node_count = node_count != 0 ? node_count : drawn;
     w->now_us = world_between(w, 0, 999);
-    w->load_us = world_between(w, 500, 20000);
+    static const uint64_t loads[] = {500, 2000, 5000, 15000, 40000, 100000};
+    w->load_us = loads[world_below(w, 6)];
     w->swarm.loss = world_chance(w, 500000);
     w->swarm.duplicate = world_chance(w, 500000);
     w->swarm.reorder = world_chance(w, 400000);
     w->swarm.cuts = world_chance(w, 600000);
     w->swarm.crashes = world_chance(w, 700000);
+    w->swarm.points = world_chance(w, 400000);
+    w->swarm.kills = world_chance(w, 300000);
+    w->swarm.clogs = world_chance(w, 300000);
+    w->swarm.damage = world_chance(w, 100000);
+    w->wild = world_chance(w, 40000);
     w->swarm.pauses = world_chance(w, 500000);
     w->swarm.disks = world_chance(w, 500000);
     w->swarm.topologies = world_chance(w, 300000) && w->node_count >= 3;

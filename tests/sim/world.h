@@ -58,6 +58,7 @@ struct disk {
     uint32_t queue_count, queue_capacity, committing;
     uint64_t durable;     /* batch, of this boot */
     uint64_t slow_factor; /* 1: normal */
+    bool fails;           /* the next commit does (EIO) */
 };
 
 /* ---- one node: a process on a machine ---- */
@@ -74,7 +75,10 @@ struct held { /* waits for a batch */
 };
 struct sim_node {
     bool up;
-    bool wiped; /* lost its disk after the cluster had formed */
+    bool wiped;           /* lost its disk after the cluster had formed */
+    bool gone;            /* never comes back: its disk is damaged, or it is not of the majority that is healed */
+    uint32_t crash_after; /* it dies inside its turn, when it has saved and sent so often; 0: it does not */
+    bool dying;           /* it has: nothing more of this turn gets out */
     uint64_t boot;
     uint64_t paused_until_us; /* SIGSTOP */
     int64_t rate_ppm;
@@ -118,10 +122,11 @@ struct sim_object {
 
 struct link {
     uint32_t delay_min_us, delay_max_us;
-    uint32_t loss_ppm, duplicate_ppm, reorder_ppm;
+    uint32_t loss_ppm, duplicate_ppm, reorder_ppm, slow_ppm; /* slow: a long tail */
     bool cut;
     uint64_t last_us; /* FIFO */
-    bool up, broken;  /* connections: the sender thinks it has one; something was lost on it, so nothing follows */
+    uint64_t clog_until_us;
+    bool up, broken; /* connections: the sender thinks it has one; something was lost on it, so nothing follows */
     uint32_t epoch;
 };
 
@@ -139,8 +144,10 @@ struct world {
     uint64_t event_seq, events, hash;
     uint64_t load_us;
     bool calm; /* no faults from here on */
+    bool wild; /* clocks step: what hangs on their rates is not promised, what hangs on the log is */
     struct {   /* which classes of fault this seed has */
-        bool loss, duplicate, reorder, cuts, crashes, pauses, disks, topologies, coups, wipes;
+        bool loss, duplicate, reorder, cuts, crashes, points, kills, pauses, disks, damage, clogs, topologies, coups,
+            wipes;
         uint32_t gap_ms; /* mean time between faults */
     } swarm;
     struct { /* a leader is cut off with work in hand, another takes over and dies just when the first comes back */
