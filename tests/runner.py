@@ -17,7 +17,10 @@ import xml.etree.ElementTree as ElementTree
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / 'build-run'
 LOGS = OUT / 'logs'
-KINDS = ['build', 'unit', 'sim', 'scenario', 'fuzz', 'tidy', 'e2e', 'hostile', 'bench', 'root']
+KINDS = ['build', 'unit', 'sim', 'scenario', 'fuzz', 'tidy', 'e2e', 'hostile', 'nemesis', 'bench', 'root']
+SKIPPED = 77  # exit status of a test program that this machine cannot run
+NEMESIS = {False: {'nemesis': ['--minutes', '3']},
+           True: {'nemesis': ['--minutes', '60'], 'nemesis kills': ['--kills', '200']}}
 MESON_KINDS = ['unit', 'sim', 'scenario', 'fuzz', 'tidy']
 BUILDS = {
     'gcc': ('gcc', ['-Dwerror=true']),
@@ -225,6 +228,9 @@ def script_stage(kind, command, log, options, total, timeout):
     log = LOGS / log
     status = call(command, log, {}, timeout)
     lines = log.read_text(errors='replace').splitlines()
+    if status == SKIPPED:
+        total.line(f'{kind}: skipped: {lines[-1] if lines else "it does not say why"}')
+        return
     passed = len([l for l in lines if l.startswith('ok ')])
     bad = [l[7:] for l in lines if l.startswith('not ok ')]
     if status != 0 and not bad:
@@ -232,6 +238,14 @@ def script_stage(kind, command, log, options, total, timeout):
     total.stage(kind, passed, len(bad), time.monotonic() - begin)
     for name in bad:
         total.failure(name, shlex.join(map(str, command)), log)
+
+
+def nemesis(options, total):
+    """Real nodes in network namespaces while everything around them breaks; a schedule of its own each time."""
+    command = [ROOT / 'tests/nemesis/run', '--build', OUT / 'gcc', '--seed', int(time.time())]
+    for title, extra in NEMESIS[options.long].items():
+        if not options.k or options.k.lower() in title:
+            script_stage(title, [*command, *extra], f'{title.replace(" ", "-")}.log', options, total, 7200)
 
 
 def more_seeds(options, total):
@@ -278,7 +292,7 @@ def main():
     LOGS.mkdir(parents=True)
     total = Total()
     needed = set()
-    if any(k in kinds for k in MESON_KINDS + ['e2e', 'build', 'bench']):
+    if any(k in kinds for k in MESON_KINDS + ['e2e', 'build', 'nemesis', 'bench']):
         needed.add('gcc')
     if 'build' in kinds or (not options.only and 'unit' in kinds):
         needed |= {'clang', 'sanitize'}
@@ -301,6 +315,8 @@ def main():
         e2e(options, total)
     if 'sanitize' in built and 'hostile' in kinds:
         hostile(options, total)
+    if 'gcc' in built and 'nemesis' in kinds:
+        nemesis(options, total)
     if 'gcc' in built and 'bench' in kinds:
         script_stage('bench', [ROOT / 'tests/bench/run', OUT / 'gcc'], 'bench.log', options, total, 1800)
     if 'root' in kinds:
