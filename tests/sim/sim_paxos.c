@@ -167,6 +167,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
         pi.kind = PAXOS_DURABLE;
         pi.batch = in->number;
         break;
+    case INPUT_FILE: break;
     case INPUT_CLIENT:
         for (uint64_t i = 0; i < in->number; i++) (void)propose(w, node);
         return;

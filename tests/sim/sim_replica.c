@@ -17,6 +17,7 @@ struct process {
     uint64_t boot_id;
     struct replica *replica;
     struct buf frame;
+    paxos_slot checkpointing;
 };
 struct state {
     struct process processes[SIM_NODES_MAX];
@@ -24,6 +25,8 @@ struct state {
     uint64_t *hash_of; /* by slot: the state's hash there */
     size_t hash_capacity;
     uint32_t inflight_max, forward_timeout_ms;
+    uint64_t checkpoint_bytes;
+    uint32_t checkpoints, installs;
 };
 static struct frame_scratch scratch;
 
@@ -45,6 +48,8 @@ static void begin(struct world *w) {
     static const uint32_t inflights[] = {1, 2, 4, 16}, timeouts[] = {500, 2000, 10000};
     s->inflight_max = inflights[world_below(w, 4)];
     s->forward_timeout_ms = timeouts[world_below(w, 3)];
+    static const uint64_t checkpoints[] = {0, 300, 1000, 3000, 20000};
+    s->checkpoint_bytes = checkpoints[world_below(w, 5)];
     w->user = s;
     s->clients = clients_new(w, replica_at);
 }
@@ -83,6 +88,41 @@ static void sink_fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos
     if (count == 0) return;
     buf_clear(&pr->frame);
     replica_chosen_frame(pr->replica, peer, entries, count, &pr->frame);
+    sink_send(context, peer, buf_slice(&pr->frame));
+}
+static void check_hash(struct world *w, uint16_t node);
+static int put_bytes(void *context, struct slice bytes) {
+    buf_append_slice(context, bytes);
+    return 0;
+}
+static void sink_checkpoint(void *context, const struct keyspace *ks, paxos_slot slot) {
+    struct process *pr = context;
+    struct buf b = {.alloc = &pr->w->nodes[pr->node].alloc};
+    pr->checkpointing = slot;
+    must(keyspace_save(ks, put_bytes, &b) == 0);
+    world_write_file(pr->w, pr->node, slot, buf_slice(&b), false);
+    buf_release(&b);
+    check_hash(pr->w, pr->node);
+}
+static void sink_install(void *context, paxos_slot slot, struct slice bytes) {
+    const struct process *pr = context;
+    world_write_file(pr->w, pr->node, slot, bytes, true);
+}
+static void sink_cut(void *context, paxos_slot slot) {
+    const struct process *pr = context;
+    world_cut_log(pr->w, pr->node, slot);
+}
+static void sink_snapshot_read(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes) {
+    struct process *pr = context;
+    const struct file *f = &pr->w->nodes[pr->node].disk.checkpoint;
+    if (slot != f->slot || offset >= f->bytes) {
+        world_fail(pr->w, "n%u is asked for a checkpoint that it does not have", pr->node);
+        return;
+    }
+    uint64_t some = f->bytes - offset < bytes ? f->bytes - offset : bytes;
+    if (world_chance(pr->w, 700000)) some = world_between(pr->w, some < 200 ? some : 200, some); /* many pieces */
+    buf_clear(&pr->frame);
+    replica_snapshot_frame(pr->replica, slot, offset, slice_of(f->data + offset, some), &pr->frame);
     sink_send(context, peer, buf_slice(&pr->frame));
 }
 static void sink_note(void *context, char level, const char *text) {
@@ -127,9 +167,11 @@ static void start(struct world *w, uint16_t node) {
                                     .queue_bytes_max = 1 << 20,
                                     .client_pending_max = 16,
                                     .request_bytes_max = 64 * 1024,
+                                    .checkpoint_bytes = s->checkpoint_bytes,
                                     .version = "sim"};
     ks_settings_default(&config.settings);
-    struct replica_saved saved = {.record = d->record};
+    struct replica_saved saved = {
+        .record = d->record, .checkpoint_slot = d->checkpoint.slot, .checkpoint_bytes = d->checkpoint.bytes};
     disk_read(d, &saved.paxos, entries, ENTRIES_MAX);
     const struct replica_sink sink = {.context = pr,
                                       .save = sink_save,
@@ -137,9 +179,19 @@ static void start(struct world *w, uint16_t node) {
                                       .reply = sink_reply,
                                       .hang_up = sink_hang_up,
                                       .fetch = sink_fetch,
-                                      .note = sink_note};
+                                      .note = sink_note,
+                                      .checkpoint = sink_checkpoint,
+                                      .cut = sink_cut,
+                                      .snapshot_read = sink_snapshot_read,
+                                      .install = sink_install};
+    char error[128];
     pr->replica = replica_new(&config, &saved, &sink);
-    for (paxos_slot slot = 1; slot <= d->chosen; slot++) {
+    if (d->checkpoint.slot > 0 &&
+        replica_restore(pr->replica, slice_of(d->checkpoint.data, d->checkpoint.bytes), error, sizeof error) != 0) {
+        world_fail(w, "D2: n%u cannot read its checkpoint: %s", node, error);
+        return;
+    }
+    for (paxos_slot slot = d->checkpoint.slot + 1; slot <= d->chosen; slot++) {
         const struct disk_entry *e = disk_at(d, slot);
         if (e == NULL) {
             world_fail(w, "D5: n%u starts without slot %llu of %llu chosen", node, u(slot), u(d->chosen));
@@ -164,6 +216,21 @@ static bool decode(const struct packet *p, struct frame *ret_frame) {
     size_t used;
     return frame_decode(p->data, p->bytes, ret_frame, &scratch, &used) == FRAME_OK && used == p->bytes;
 }
+static void told_of_file(struct world *w, uint16_t node, uint64_t number) {
+    struct process *pr = &state_of(w)->processes[node];
+    const struct file *f = &w->nodes[node].disk.checkpoint;
+    const uint64_t now_ms = world_local_ms(w, node);
+    if (number == 0) {
+        replica_checkpointed(pr->replica, now_ms, pr->checkpointing, 0);
+    } else if (number % 2 == 0) {
+        state_of(w)->checkpoints++;
+        replica_checkpointed(pr->replica, now_ms, number / 2, f->bytes);
+    } else {
+        state_of(w)->installs++;
+        replica_installed(pr->replica, now_ms, number / 2);
+        check_hash(w, node);
+    }
+}
 static void input(struct world *w, uint16_t node, const struct input *in) {
     struct process *pr = &state_of(w)->processes[node];
     const uint64_t now_ms = world_local_ms(w, node);
@@ -178,6 +245,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
         if (frame.kind == FRAME_PAXOS) check_heard(w, node, &frame.paxos);
         replica_frame(pr->replica, now_ms, in->packet->from, in->packet->boot, &frame);
         break;
+    case INPUT_FILE: told_of_file(w, node, in->number); break;
     case INPUT_DURABLE: replica_durable(pr->replica, now_ms, in->number); break;
     case INPUT_CLIENT:
         if (state_of(w)->clients->all[in->number].node == node)
@@ -265,7 +333,14 @@ static const struct paxos *paxos(const struct world *w, uint16_t node) {
 static bool message(const struct world *w, const struct packet *p, struct paxos_msg *ret_message) {
     (void)w;
     struct frame frame;
-    if (!decode(p, &frame) || frame.kind != FRAME_PAXOS) return false;
+    if (!decode(p, &frame)) return false;
+    if (frame.kind == FRAME_SNAPSHOT) {
+        static const char *const kinds[] = {"", "offer", "ask", "data"};
+        const struct snapshot_msg *m = &frame.snapshot;
+        world_trace((struct world *)(uintptr_t)w, "n%u-> snapshot %s slot=%llu offset=%llu total=%llu n=%zu", p->from,
+                    kinds[m->kind], u(m->slot), u(m->offset), u(m->total), m->data.bytes);
+    }
+    if (frame.kind != FRAME_PAXOS) return false;
     *ret_message = frame.paxos;
     return true;
 }

@@ -16,7 +16,8 @@ enum event_kind {
     EVENT_LOAD,
     EVENT_RESTART,
     EVENT_COUP,
-    EVENT_LINKS
+    EVENT_LINKS,
+    EVENT_FILE
 };
 struct event {
     uint64_t at_us, seq;
@@ -405,11 +406,61 @@ void disk_read(const struct disk *d, struct paxos_saved *ret_saved, struct paxos
         entries[count++] = (struct paxos_entry){.slot = s, .ballot = e->ballot, .value = slice_of(e->data, e->bytes)};
     }
     *ret_saved = (struct paxos_saved){.promised = d->promised,
+                                      .cut = d->cut,
                                       .lease_ms_max = d->lease_ms_max,
                                       .chosen = d->chosen,
                                       .accepted = entries,
                                       .accepted_count = count,
                                       .restarted = d->used};
+}
+
+static void file_forget(struct file *f) {
+    free(f->data);
+    *f = (struct file){0};
+}
+/* The rename is durable. */
+static void file_rename(struct disk *d) {
+    file_forget(&d->checkpoint);
+    d->checkpoint = d->writing;
+    d->writing = (struct file){0};
+    d->used = true;
+}
+void world_write_file(struct world *w, uint16_t node, paxos_slot slot, struct slice bytes, bool installs) {
+    struct disk *d = &w->nodes[node].disk;
+    if (dies_here(w, node)) return;
+    if (slot < d->checkpoint.slot) world_fail(w, "D2: n%u writes a checkpoint older than the newest", node);
+    file_forget(&d->writing);
+    d->writing = (struct file){.slot = slot, .data = copy(bytes), .bytes = bytes.bytes};
+    d->writing_installs = installs;
+    world_trace(w, "n%u %s a checkpoint of slot %llu, %zu bytes", node, installs ? "installs" : "writes",
+                (unsigned long long)slot, bytes.bytes);
+    const uint64_t latency = world_between(w, 500, 60000) * d->slow_factor;
+    schedule(w, w->now_us + (latency < 2000000 ? latency : 2000000), EVENT_FILE, node, NULL);
+}
+static void file_done(struct world *w, uint16_t node) {
+    struct disk *d = &w->nodes[node].disk;
+    if (d->writing.slot == 0) return; /* an earlier one's event: given up, or done */
+    const uint64_t number = 2 * d->writing.slot + d->writing_installs;
+    if (!d->writing_installs && w->swarm.disks && !w->calm && world_chance(w, 100000)) { /* no space */
+        file_forget(&d->writing);
+        give(w, node, (struct input){.kind = INPUT_FILE, .number = 0});
+        return;
+    }
+    file_rename(d);
+    give(w, node, (struct input){.kind = INPUT_FILE, .number = number});
+}
+void world_cut_log(struct world *w, uint16_t node, paxos_slot slot) {
+    struct disk *d = &w->nodes[node].disk;
+    if (dies_here(w, node)) return;
+    if (slot > d->checkpoint.slot)
+        world_fail(w, "D2: n%u cuts its log at %llu, its checkpoint is of %llu", node, (unsigned long long)slot,
+                   (unsigned long long)d->checkpoint.slot);
+    for (paxos_slot s = d->cut + 1; s <= slot && s < d->entry_capacity; s++) {
+        free(d->entries[s].data);
+        d->entries[s] = (struct disk_entry){0};
+    }
+    if (slot > d->cut) d->cut = slot;
+    world_trace(w, "n%u cuts its log up to slot %llu", node, (unsigned long long)slot);
 }
 
 /* ------------------------------------------------------------------ connections */
@@ -466,6 +517,8 @@ void world_crash(struct world *w, uint16_t node) {
     for (uint32_t i = 0; i < made; i++) write_apply(w, node, &n->disk.queue[i]);
     disk_forget(&n->disk, n->disk.queue_count);
     n->disk.committing = 0;
+    if (n->disk.writing.slot > 0 && world_chance(w, 300000)) file_rename(&n->disk); /* just made it */
+    file_forget(&n->disk.writing);
     n->up = false;
     w->object->stop(w, node);
     clear_memory(w, node);
@@ -479,6 +532,8 @@ static void wipe(struct world *w, uint16_t node) {
     for (size_t s = 0; s < d->entry_capacity; s++) free(d->entries[s].data);
     free(d->entries);
     free(d->queue);
+    file_forget(&d->checkpoint);
+    file_forget(&d->writing);
     *d = (struct disk){.store_id = world_random(w) | 1, .slow_factor = 1};
     w->nodes[node].wiped = true;
 }
@@ -490,6 +545,8 @@ void world_restart(struct world *w, uint16_t node) {
     n->last_batch = n->disk.durable = 0;
     n->paused_until_us = 0;
     world_trace(w, "n%u starts, boot %llu", node, (unsigned long long)n->boot);
+    /* an install that was cut short: the file is there, the log does not say so yet */
+    if (n->disk.checkpoint.slot > n->disk.chosen) n->disk.chosen = n->disk.checkpoint.slot;
     check_start(w, node);
     w->object->start(w, node);
     give(w, node, (struct input){.kind = INPUT_TICK});
@@ -685,7 +742,7 @@ static void fault(struct world *w) {
     case 1:
         if (w->swarm.crashes && n->up) {
             world_crash(w, node);
-            if (w->swarm.wipes && n->disk.record.cluster_id != 0) {
+            if (w->swarm.wipes && n->disk.record.cluster_id != 0 && may_spare(w, node)) {
                 wipe(w, node);
                 w->swarm.wipes = false;
             }
@@ -819,6 +876,8 @@ void world_release(struct world *w) {
         for (size_t s = 0; s < d->entry_capacity; s++) free(d->entries[s].data);
         free(d->entries);
         free(d->queue);
+        file_forget(&d->checkpoint);
+        file_forget(&d->writing);
         free(w->nodes[i].inbox);
         free(w->nodes[i].held);
     }
@@ -860,6 +919,9 @@ static void dispatch(struct world *w, const struct event *e) {
     case EVENT_RESTART: world_restart(w, e->node); break;
     case EVENT_COUP: coup(w); break;
     case EVENT_LINKS: look_at_links(w); break;
+    case EVENT_FILE:
+        if (same) file_done(w, e->node);
+        break;
     }
 }
 

@@ -44,7 +44,15 @@ struct disk_write { /* one transaction */
     struct paxos_entry *entries; /* values malloc'ed */
     uint32_t count;
 };
+struct file {        /* a checkpoint */
+    paxos_slot slot; /* 0: none */
+    char *data;
+    size_t bytes;
+};
 struct disk {
+    struct file checkpoint, writing; /* the durable one; the one whose rename is on its way */
+    bool writing_installs;
+    paxos_slot cut; /* the log begins after it */
     uint64_t store_id;
     bool used; /* anything but the store id was written */
     struct ballot promised;
@@ -62,11 +70,12 @@ struct disk {
 };
 
 /* ---- one node: a process on a machine ---- */
-enum input_kind { INPUT_TICK, INPUT_PACKET, INPUT_DURABLE, INPUT_CLIENT, INPUT_LINK };
+enum input_kind { INPUT_TICK, INPUT_PACKET, INPUT_DURABLE, INPUT_CLIENT, INPUT_LINK, INPUT_FILE };
 struct input {
     enum input_kind kind;
     struct packet *packet;
-    uint64_t number; /* INPUT_DURABLE: batch; INPUT_CLIENT: the object's own; INPUT_LINK: 2 * peer + up */
+    uint64_t number; /* INPUT_DURABLE: batch; INPUT_CLIENT: the object's own; INPUT_LINK: 2 * peer + up;
+                        INPUT_FILE: 2 * slot + installs; of what could not be written: 0 */
 };
 struct held { /* waits for a batch */
     uint64_t batch;
@@ -174,6 +183,11 @@ void world_send(struct world *w, uint16_t from, uint16_t to, struct packet *p); 
 void world_send_after(struct world *w, uint16_t from, uint16_t to, struct packet *p, uint64_t batch);
 void world_save(struct world *w, uint16_t node, uint64_t batch, const struct paxos_output *out,
                 const struct identity_record *record);
+/* A checkpoint of that slot (copied), renamed into its place some time later: INPUT_FILE.  One that is being written is
+ * given up.  `installs`: it came from a peer. */
+void world_write_file(struct world *w, uint16_t node, paxos_slot slot, struct slice bytes, bool installs);
+/* The log up to `slot` is deleted. */
+void world_cut_log(struct world *w, uint16_t node, paxos_slot slot);
 const struct disk_entry *disk_at(const struct disk *d, paxos_slot slot); /* NULL: nothing there */
 /* Something for the node's next turn. */
 void world_client_input(struct world *w, uint16_t node, uint64_t number);
