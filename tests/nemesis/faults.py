@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 
-from world import sh, timing
+from world import Client, ReplyError, now_us, timing
 
 FROM_START, FROM_MAJORITY, FROM_END = 'start', 'majority', 'end'
 FAULTS = {}
@@ -82,7 +82,16 @@ def _tbf(w):
         w.heal()
 
 
+def _checkpoint(w):
+    try:
+        w.nodes[0].ask('SNAPSHOT.SAVE', timeout=10)
+        return None
+    except (OSError, ReplyError) as error:
+        return str(error)
+
+
 NEEDS = {
+    'checkpoint': _checkpoint,
     'freezer': _group('freezer'), 'cpu': _group('cpu'), 'memory': _group('memory'), 'blkio': _blkio, 'strace': _strace,
     'delay': _delay, 'dup': _netdev_dup, 'tbf': _tbf,
     'loop': lambda w: None if w.loop else 'no loop devices',
@@ -109,18 +118,18 @@ class Running:
     """One fault at work; the handle its function gets."""
 
     def __init__(self, world, kind, rng, stretch):
+        self.marks = world.marks()
         self.world, self.kind, self.random = world, kind, rng
         self.seconds = rng.uniform(*kind.hold) * stretch
         self.target, self.start_us, self.mark_us = '', None, None
         self.notes, self.problems = [], []
 
     def begin(self, target):
-        from world import now_us
+        self.marks = self.world.marks()
         self.target = ','.join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
         self.start_us = now_us()
 
     def majority(self):
-        from world import now_us
         self.mark_us = now_us()
 
     def hold(self, part=1.0):
@@ -134,6 +143,9 @@ class Running:
 
     def problem(self, text):
         self.problems.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 # ---- processes ----
@@ -715,4 +727,202 @@ def wipe(f):
     f.hold()
 
 
-__all__ = ['FAULTS', 'sh']
+@fault('hand-over', hold=(0.2, 0.4), commands=('NODE.TRANSFER',))
+def hand_over(f):
+    """the leader gives leadership away, a few times"""
+    f.begin('leaders')
+    times = []
+    for _ in range(5):
+        target = f.follower()
+        asked = now_us()
+        try:
+            f.random.choice(f.world.nodes).ask('NODE.TRANSFER', target.number, timeout=10)
+            times.append((now_us() - asked) / 1000)
+        except ReplyError as error:
+            f.note(str(error))
+        f.hold()
+    f.note('handed over in ' + ', '.join(f'{ms:.0f}' for ms in times) + ' ms')
+
+
+@fault('hand-over-to-dying', changes=2, commands=('NODE.TRANSFER',))
+def hand_over_to_dying(f):
+    """the leader gives leadership to a node that is killed at that moment"""
+    leader = f.world.leader()
+    target = f.random.choice(f.world.others(leader))
+    f.begin([leader, target])
+    with Client(leader.address, 10) as client:
+        client.send('NODE.TRANSFER', target.number)
+        timing.pause(f.random.choice((0, 0.001, 0.003, 0.01)), 'it is under way')
+        target.kill9()
+        f.hold()
+
+
+@fault('hand-over-cut', changes=2, commands=('NODE.TRANSFER',))
+def hand_over_cut(f):
+    """the leader gives leadership away and is cut off from its peers at that moment"""
+    leader = f.world.leader()
+    target = f.random.choice(f.world.others(leader))
+    f.begin([leader, target])
+    with Client(leader.address, 10) as client:
+        client.send('NODE.TRANSFER', target.number)
+        timing.pause(f.random.choice((0, 0.001, 0.003)), 'it is under way')
+        f.world.cut(f.world.both_ways([leader], f.world.others(leader)))
+        f.hold()
+
+
+def _save_everywhere(f, nodes):
+    """A checkpoint on each, twice, with some load between: the log before the first one is cut."""
+    for _ in range(2):
+        links = [Client(node.address, 20) for node in nodes]
+        for link in links:
+            link.send('SNAPSHOT.SAVE')
+        for node, link in zip(nodes, links):
+            reply = link.receive()
+            link.close()
+            if reply != 'OK':
+                f.problem(f'SNAPSHOT.SAVE on {node}: {reply}')
+        timing.pause(0.3, 'some load between the checkpoints')
+
+
+def _behind_the_cut(f, node):
+    """End the node, and cut the log of all others behind what it has."""
+    had = (node.status(2) or {'applied': 0})['applied']
+    node.kill9()
+    f.hold(0.5)
+    others = f.world.others(node)
+    _save_everywhere(f, others)
+
+    def cut():
+        return all((n.status() or {'log-cut': 0})['log-cut'] > had for n in others)
+    try:
+        timing.wait_for('the logs to be cut', cut, 10)
+    except AssertionError:
+        f.problem(f'{node} had slot {had}; the logs begin after ' +
+                  ', '.join(str((n.status() or {}).get('log-cut')) for n in others))
+
+
+def _caught_up(f, node, seconds=10):
+    node.wait_listening()
+    applied = f.world.leader().status(2)['applied']
+    timing.wait_for(f'{node} to load a snapshot', lambda: (node.status() or {'applied': 0})['applied'] >= applied, seconds)
+
+
+@fault('lagging', changes=1, hold=(1.0, 2.0), needs=('checkpoint',))
+def lagging(f):
+    """a follower comes back after the log was cut behind it: it needs a snapshot"""
+    node = f.follower()
+    f.begin(node)
+    _behind_the_cut(f, node)
+    node.start()
+    _caught_up(f, node)
+
+
+@fault('lagging-killed', hold=(1.0, 2.0), needs=('checkpoint',))
+def lagging_killed(f):
+    """a follower that loads a snapshot is killed again and again, then the leader that sends it"""
+    node = f.follower()
+    f.begin(node)
+    _behind_the_cut(f, node)
+    for _ in range(4):
+        node.start()
+        timing.pause(f.random.uniform(0.02, 0.3), 'it is loading, perhaps')
+        node.kill9()
+    node.start()
+    leader = f.world.leader()
+    timing.pause(f.random.uniform(0.05, 0.3), 'it is loading, perhaps')
+    leader.kill9()
+    _caught_up(f, node)
+
+
+@fault('checkpoint-killed', since=FROM_END, needs=('checkpoint',))
+def checkpoint_killed(f):
+    """all nodes write checkpoints, some are killed while they do"""
+    f.begin('all')
+    end = time.monotonic() + f.seconds
+    while time.monotonic() < end:
+        links = []
+        for node in f.world.nodes:
+            try:
+                links.append(Client(node.address, 5))
+                links[-1].send('SNAPSHOT.SAVE')
+            except OSError:
+                pass
+        timing.pause(f.random.uniform(0.0, 0.05), 'they are writing')
+        victims = f.random.sample(f.world.nodes, f.random.choice((1, 2)))
+        for node in victims:
+            node.kill9()
+        for link in links:
+            link.close()
+        for node in victims:
+            node.start()
+        for node in victims:
+            node.wait_listening()
+
+
+def _insist(f, nodes, *words):
+    """The reply to a command that is refused while an earlier change is not yet in effect, or nobody leads."""
+    said = []
+
+    def taken():
+        try:
+            said[:] = [f.random.choice(nodes).ask(*words, timeout=5)]
+            return True
+        except (OSError, ReplyError) as error:
+            said[:] = [error]
+            return False
+    try:
+        timing.wait_for(words[0], taken, 15, every=0.05)
+    except AssertionError:
+        raise RuntimeError(f'{" ".join(map(str, words))}: {said[0]}') from None
+
+
+def _replace(f, node, during=lambda: None):
+    """Take `node` out, empty its disk, and bring it in again as the new store that it is then."""
+    w = f.world
+    f.begin(node)
+    _insist(f, w.others(node), 'NODE.REMOVE', node.number)
+    f.hold(0.5)
+    node.kill9()
+    shutil.rmtree(node.data)
+    during()
+    node.start()
+    node.wait_listening()
+    f.hold(0.5)
+    store = (node.status(5) or {})['store-id']
+    _insist(f, [n for n in w.others(node) if n.running()], 'NODE.ADD', node.number, node.peer_address, store)
+
+    def member():
+        status = node.status()
+        return status and status['role'] in ('follower', 'leader')
+    timing.wait_for(f'{node} to be a member again', member, 20)
+    _caught_up(f, node, 20)
+
+
+MEMBERSHIP = ('NODE.ADD', 'NODE.REMOVE')
+
+
+@fault('replace-follower', changes=1, hold=(0.5, 1.5), commands=MEMBERSHIP)
+def replace_follower(f):
+    """a follower is removed and added again with an empty disk"""
+    _replace(f, f.follower())
+
+
+@fault('replace-leader', changes=2, hold=(0.5, 1.5), commands=MEMBERSHIP)
+def replace_leader(f):
+    """the leader is removed and added again with an empty disk"""
+    _replace(f, f.world.leader())
+
+
+@fault('replace-and-kill', hold=(0.5, 1.5), commands=MEMBERSHIP)
+def replace_and_kill(f):
+    """a follower is replaced while the leader is killed and comes back"""
+    node = f.follower()
+
+    def during():
+        leader = f.world.leader()
+        leader.kill9()
+        leader.start()
+    _replace(f, node, during)
+
+
+__all__ = ['FAULTS']
