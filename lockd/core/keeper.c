@@ -21,7 +21,10 @@ struct timer {
 struct kept {
     uint64_t id, ttl_ms, deadline_ms;
     uint64_t cover_ms; /* 0: never covered */
+    uint64_t log_ms;   /* if it is not renewed by then, what remains is logged */
     bool expiring;     /* %EXPIRE is out */
+    bool remaining;    /* a remaining time is logged, or out */
+    bool clearing;     /* and is about to be cleared */
     bool join_out;
     bool next_known;    /* a NEXT of it was answered */
     uint64_t ack_out;   /* highest serial whose %ROUTE_ACK is out */
@@ -36,6 +39,8 @@ struct keeper {
     struct timer *heap;
     uint32_t heap_count, heap_room;
     uint32_t dead_count; /* entries TIMER_LEASE of leases that are gone */
+    uint64_t *renewed;   /* to be handed out in keeper_due, newest last */
+    uint32_t renewed_count, renewed_room;
 };
 
 struct keeper *keeper_new(const struct alloc *alloc, uint64_t seed) {
@@ -91,13 +96,18 @@ static void heap_sweep(struct keeper *k) {
     for (uint32_t i = kept / 2; i-- > 0;) heap_down(k, i, k->heap[i]);
 }
 
-static struct kept *kept_add(struct keeper *k, uint64_t id, uint64_t ttl_ms, uint64_t deadline_ms) {
+static uint64_t lease_timer(const struct kept *l) {
+    return l->log_ms < l->deadline_ms ? l->log_ms : l->deadline_ms;
+}
+
+static struct kept *kept_add(struct keeper *k, uint64_t id, uint64_t ttl_ms, uint64_t log_ms, uint64_t deadline_ms) {
     struct kept *l = alloc_get0(k->alloc, sizeof *l);
     l->id = id;
     l->ttl_ms = ttl_ms;
+    l->log_ms = log_ms;
     l->deadline_ms = deadline_ms;
     HASH_ADD(hh, k->leases, id, sizeof l->id, l);
-    heap_push(k, (struct timer){.at_ms = deadline_ms, .kind = TIMER_LEASE, .a = id});
+    heap_push(k, (struct timer){.at_ms = lease_timer(l), .kind = TIMER_LEASE, .a = id});
     return l;
 }
 
@@ -107,26 +117,39 @@ void keeper_stop(struct keeper *k) {
         HASH_DEL(k->leases, l);
         alloc_put(k->alloc, l);
     }
-    k->heap_count = k->dead_count = 0;
+    k->heap_count = k->dead_count = k->renewed_count = 0;
 }
 
 void keeper_free(struct keeper *k) {
     if (k == NULL) return;
     keeper_stop(k);
     alloc_put(k->alloc, k->heap);
+    alloc_put(k->alloc, k->renewed);
     alloc_put(k->alloc, k);
 }
 
 struct leading {
     struct keeper *k;
+    const struct keyspace *ks;
     uint64_t now_ms;
 };
 
 static bool lead_lease(void *context, uint64_t id, uint64_t ttl_ms) {
     const struct leading *l = context;
     /* Spread, so that the leases of a crowd that is gone do not all end in one batch (L5). */
-    const uint64_t jitter = XXH3_64bits_withSeed(&id, sizeof id, l->k->seed) % (ttl_ms / 20 + 1);
-    struct kept *kept = kept_add(l->k, id, ttl_ms, l->now_ms + ttl_ms + jitter);
+    const uint64_t random = XXH3_64bits_withSeed(&id, sizeof id, l->k->seed ^ l->now_ms),
+                   jitter = random % (ttl_ms / 20 + 1);
+    const uint64_t log_ms = l->now_ms + KEEPER_SILENT_MS +
+                            (random >> 32) % (ttl_ms / 32 < KEEPER_SILENT_MS ? ttl_ms / 32 + 1 : KEEPER_SILENT_MS);
+    const uint64_t logged_ms = keyspace_lease_remaining(l->ks, id);
+    if (logged_ms > 0) {
+        /* No jitter: each leader would add it again, and it was spread when it was counted first. */
+        struct kept *kept = kept_add(l->k, id, ttl_ms, log_ms, l->now_ms + logged_ms);
+        kept->cover_ms = l->now_ms + logged_ms;
+        kept->remaining = true;
+        return true;
+    }
+    struct kept *kept = kept_add(l->k, id, ttl_ms, log_ms, l->now_ms + ttl_ms + jitter);
     kept->cover_ms = l->now_ms + ttl_ms; /* whatever our predecessors answered was sent before now */
     return true;
 }
@@ -142,7 +165,7 @@ static void lead_limit(void *context, uint64_t asked, uint64_t lease) {
 
 void keeper_lead(struct keeper *k, uint64_t now_ms, struct keyspace *ks) {
     keeper_stop(k);
-    struct leading leading = {.k = k, .now_ms = now_ms};
+    struct leading leading = {.k = k, .ks = ks, .now_ms = now_ms};
     keyspace_each_lease(ks, lead_lease, &leading);
     route_each_stall(keyspace_route(ks), lead_limit, &leading);
 }
@@ -151,8 +174,14 @@ void keeper_fact(struct keeper *k, uint64_t now_ms, struct keyspace *ks, const s
     struct leading leading = {.k = k, .now_ms = now_ms};
     switch (fact->kind) {
     case KS_LEASE_NEW:
-        if (kept_find(k, fact->id) == NULL) kept_add(k, fact->id, fact->ttl_ms, now_ms + fact->ttl_ms);
+        if (kept_find(k, fact->id) == NULL)
+            kept_add(k, fact->id, fact->ttl_ms, now_ms + fact->ttl_ms / 2, now_ms + fact->ttl_ms);
         break;
+    case KS_LEASE_RENEWED: {
+        struct kept *l = kept_find(k, fact->id);
+        if (l != NULL) l->remaining = l->clearing = false;
+        break;
+    }
     case KS_LEASE_GONE: {
         struct kept *l = kept_find(k, fact->id);
         if (l == NULL) break;
@@ -167,11 +196,27 @@ void keeper_fact(struct keeper *k, uint64_t now_ms, struct keyspace *ks, const s
     }
 }
 
+static void clear_remaining(struct keeper *k, struct kept *l) {
+    if (l->clearing) return;
+    l->clearing = true;
+    if (k->renewed_count == k->renewed_room) {
+        k->renewed_room = k->renewed_room ? k->renewed_room * 2 : 64;
+        k->renewed = alloc_resize(k->alloc, k->renewed, k->renewed_room * sizeof k->renewed[0]);
+    }
+    k->renewed[k->renewed_count++] = l->id;
+}
+
 enum keeper_verdict keeper_renew(struct keeper *k, uint64_t now_ms, uint64_t lease, uint64_t *ret_ttl_ms) {
     struct kept *l = kept_find(k, lease);
     if (l == NULL) return KEEPER_GONE;
     if (l->expiring) return KEEPER_PARKED;
+    /* Also when the answer has to wait: its holder lives. */
     if (l->deadline_ms < now_ms + l->ttl_ms) l->deadline_ms = now_ms + l->ttl_ms;
+    l->log_ms = now_ms + l->ttl_ms / 2;
+    if (l->remaining) {
+        clear_remaining(k, l);
+        return KEEPER_PARKED;
+    }
     *ret_ttl_ms = l->ttl_ms;
     return KEEPER_KEPT;
 }
@@ -228,13 +273,33 @@ bool keeper_join_once(struct keeper *k, uint64_t lease) {
     return true;
 }
 
+/* What is to be done about it now. */
+static void lease_due(struct keeper *k, uint64_t now_ms, struct kept *l, struct keeper_due *due) {
+    if (l->deadline_ms <= now_ms) {
+        l->expiring = true;
+        due->expired[due->expired_count++] = l->id;
+        return;
+    }
+    if (l->log_ms <= now_ms) {
+        const uint64_t again_ms = l->ttl_ms / 8 > KEEPER_SILENT_MS ? l->ttl_ms / 8 : KEEPER_SILENT_MS;
+        l->log_ms = now_ms + again_ms;
+        l->remaining = true;
+        due->remaining[due->remaining_count].lease = l->id;
+        due->remaining[due->remaining_count++].ms = l->deadline_ms - now_ms;
+    }
+    heap_push(k, (struct timer){.at_ms = lease_timer(l), .kind = TIMER_LEASE, .a = l->id});
+}
+
 void keeper_due(struct keeper *k, uint64_t now_ms, struct keeper_due *ret_due) {
     ret_due->expired_count = ret_due->passed_count = ret_due->next_count = 0;
+    ret_due->remaining_count = ret_due->renewed_count = 0;
+    while (k->renewed_count > 0 && ret_due->renewed_count < KEEPER_DUE_MAX)
+        ret_due->renewed[ret_due->renewed_count++] = k->renewed[--k->renewed_count];
     while (k->heap_count > 0 && k->heap[0].at_ms <= now_ms) {
         if (ret_due->expired_count == KEEPER_DUE_MAX || ret_due->passed_count == KEEPER_DUE_MAX ||
-            ret_due->next_count == KEEPER_DUE_MAX)
+            ret_due->next_count == KEEPER_DUE_MAX || ret_due->remaining_count == KEEPER_DUE_MAX)
             return; /* the rest next turn: expiries are spread over batches and never starve writes (L5) */
-        struct timer timer = heap_pop(k);
+        const struct timer timer = heap_pop(k);
         struct kept *l = kept_find(k, timer.kind == TIMER_LIMIT ? timer.b : timer.a);
         switch (timer.kind) {
         case TIMER_LEASE:
@@ -242,13 +307,7 @@ void keeper_due(struct keeper *k, uint64_t now_ms, struct keeper_due *ret_due) {
                 k->dead_count--;
                 break;
             }
-            if (l->deadline_ms > now_ms) {
-                timer.at_ms = l->deadline_ms;
-                heap_push(k, timer);
-                break;
-            }
-            l->expiring = true;
-            ret_due->expired[ret_due->expired_count++] = l->id;
+            lease_due(k, now_ms, l, ret_due);
             break;
         case TIMER_LIMIT:
             ret_due->passed[ret_due->passed_count].asked = timer.a;
@@ -262,5 +321,6 @@ void keeper_due(struct keeper *k, uint64_t now_ms, struct keeper_due *ret_due) {
 }
 
 uint64_t keeper_wake_at(const struct keeper *k) {
+    if (k->renewed_count > 0) return 0;
     return k->heap_count > 0 ? k->heap[0].at_ms : UINT64_MAX;
 }

@@ -186,6 +186,8 @@ static ks_handler *handler_of(enum command_id id) {
         [CMD_ROUTE_SUSPECT] = route_suspect,
         [CMD_X_SETTINGS] = x_settings,
         [CMD_X_EXPIRE] = ks_cmd_x_expire,
+        [CMD_X_REMAINING] = ks_cmd_x_remaining,
+        [CMD_X_RENEWED] = ks_cmd_x_renewed,
         [CMD_X_DEQUEUE] = ks_cmd_x_dequeue,
         [CMD_X_ORIGIN_GONE] = ks_cmd_x_origin_gone,
         [CMD_X_ROUTE_JOIN] = route_join,
@@ -444,7 +446,7 @@ uint64_t keyspace_hash(const struct keyspace *ks) {
     for (uint32_t i = 0; i < ks->place_count; i++) {
         const struct ks_lease *lease = ks->leases[i].lease;
         if (lease == NULL) continue;
-        const uint64_t facts[] = {lease->id, lease->ttl_ms, lease->name_count, lease->wait_count};
+        const uint64_t facts[] = {lease->id, lease->ttl_ms, lease->remaining_ms, lease->name_count, lease->wait_count};
         hash = XXH3_64bits_withSeed(facts, sizeof facts, hash);
         hash = XXH3_64bits_withSeed(lease->holder, lease->holder_bytes, hash);
         /* The order in which names end with their lease. */

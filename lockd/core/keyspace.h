@@ -51,13 +51,14 @@ struct ks_config {
 /* What an applied batch caused, in order, for the caller's volatile half.  Slices live until the next keyspace_apply.
  */
 enum ks_fact_kind {
-    KS_REPLY,       /* origin (always of this node and boot): answer its client with `reply` (RESP) */
-    KS_QUEUED,      /* origin (this node and boot): it ran and waits; a KS_REPLY follows some day */
-    KS_FIRST,       /* the first entry of `ballot` was applied: its leader now serves (P9) */
-    KS_LEASE_NEW,   /* id, ttl_ms: counts from now */
-    KS_LEASE_GONE,  /* id */
-    KS_SCRIPT_VOID, /* origin (any; every node is told): what its script read has changed; nothing of it was executed:
-                       the leader runs it again */
+    KS_REPLY,         /* origin (always of this node and boot): answer its client with `reply` (RESP) */
+    KS_QUEUED,        /* origin (this node and boot): it ran and waits; a KS_REPLY follows some day */
+    KS_FIRST,         /* the first entry of `ballot` was applied: its leader now serves (P9) */
+    KS_LEASE_NEW,     /* id, ttl_ms: counts from now */
+    KS_LEASE_GONE,    /* id */
+    KS_LEASE_RENEWED, /* id: no remaining time of it is logged any more */
+    KS_SCRIPT_VOID,   /* origin (any; every node is told): what its script read has changed; nothing of it was executed:
+                         the leader runs it again */
     KS_MOVE_ASKED, /* id = revision of the move that now stalls: from here on no NEXT covers that binding; set limits of
                       its holders */
     KS_MOVE_DONE   /* id = revision of the move that no longer stalls */
@@ -146,6 +147,9 @@ void keyspace_counts(const struct keyspace *ks, struct ks_counts *ret_counts);
 uint64_t keyspace_hash(const struct keyspace *ks);
 
 bool keyspace_lease(const struct keyspace *ks, uint64_t id, uint64_t *ret_ttl_ms);
+/* The remaining time of that lease as the log says it (L4): at most so much was left when it was proposed, and nobody
+ * was told of a renewal since.  0: none is logged, or the lease is gone. */
+uint64_t keyspace_lease_remaining(const struct keyspace *ks, uint64_t id);
 /* A map as LEASE.INFO answers it, with the remaining time the leader knows; nil if it is gone. */
 void keyspace_lease_info(const struct keyspace *ks, uint64_t id, uint64_t remaining_ms, struct buf *reply);
 /* Every lease in order of grant; fn returns false to stop. */

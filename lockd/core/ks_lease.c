@@ -32,6 +32,11 @@ bool keyspace_lease(const struct keyspace *ks, uint64_t id, uint64_t *ret_ttl_ms
     return lease != NULL;
 }
 
+uint64_t keyspace_lease_remaining(const struct keyspace *ks, uint64_t id) {
+    const struct ks_lease *lease = ks_lease_find(ks, id);
+    return lease != NULL ? lease->remaining_ms : 0;
+}
+
 void keyspace_each_lease(const struct keyspace *ks, bool (*fn)(void *context, uint64_t id, uint64_t ttl_ms),
                          void *context) {
     for (uint32_t i = 0; i < ks->place_count; i++)
@@ -160,6 +165,28 @@ void ks_cmd_lease_revoke(struct ks_call *call) {
 
 void ks_cmd_x_expire(struct ks_call *call) {
     resp_integer(call->reply, end_leases(call));
+}
+
+/* Jitter may have made it more than the ttl, which is all that a renewal ever gave. */
+void ks_cmd_x_remaining(struct ks_call *call) {
+    uint64_t id, ms;
+    for (uint32_t i = 1; i + 1 < call->argc; i += 2) {
+        struct ks_lease *lease = slice_to_u64(call->argv[i], &id) ? ks_lease_find(call->ks, id) : NULL;
+        if (lease != NULL && slice_to_u64(call->argv[i + 1], &ms) && ms > 0)
+            lease->remaining_ms = ms < lease->ttl_ms ? (uint32_t)ms : lease->ttl_ms;
+    }
+    resp_ok(call->reply);
+}
+
+void ks_cmd_x_renewed(struct ks_call *call) {
+    uint64_t id;
+    for (uint32_t i = 1; i < call->argc; i++) {
+        struct ks_lease *lease = slice_to_u64(call->argv[i], &id) ? ks_lease_find(call->ks, id) : NULL;
+        if (lease == NULL) continue;
+        lease->remaining_ms = 0;
+        ks_fact(call->ks, &(struct ks_fact){.kind = KS_LEASE_RENEWED, .id = id});
+    }
+    resp_ok(call->reply);
 }
 
 void ks_cmd_lease_list(struct ks_call *call) {

@@ -143,6 +143,7 @@ static void save_body(const struct keyspace *ks, struct ks_saver *s) {
         if (lease == NULL) continue;
         ks_put_u64(s, lease->id);
         ks_put_u32(s, lease->ttl_ms);
+        ks_put_u32(s, lease->remaining_ms);
         ks_put_bytes(s, slice_of(lease->holder, lease->holder_bytes));
     }
     for (uint32_t i = 0; i < ks->place_count && s->result == 0; i++) {
@@ -320,15 +321,16 @@ static void load_leases(struct ks_loader *l, uint64_t count) {
     uint64_t last = 0;
     for (uint64_t i = 0; i < count && !l->bad; i++) {
         const uint64_t id = ks_take_revision(l);
-        const uint32_t ttl_ms = ks_take_u32(l);
+        const uint32_t ttl_ms = ks_take_u32(l), remaining_ms = ks_take_u32(l);
         struct slice holder;
         ks_take_words(l, 1, KS_SAVED_NAME_BYTES_MAX, &holder);
         if (!ks_take_check(l, id > last, "leases that are not in order") ||
             !ks_take_check(l, ttl_ms >= KS_LEASE_TTL_MS_MIN && ttl_ms <= KS_LEASE_TTL_MS_MAX,
-                           "a lease whose ttl is out of range"))
+                           "a lease whose ttl is out of range") ||
+            !ks_take_check(l, remaining_ms <= ttl_ms, "a lease that has more left than its ttl"))
             return;
         last = id;
-        ks_lease_add(ks, id, ttl_ms, holder);
+        ks_lease_add(ks, id, ttl_ms, holder)->remaining_ms = remaining_ms;
     }
 }
 

@@ -76,6 +76,7 @@ struct ks_waiter {
 struct ks_lease {
     uint64_t id;
     uint32_t ttl_ms;
+    uint32_t remaining_ms; /* logged (L4); 0: none */
     uint32_t holder_bytes;
     uint32_t name_count, wait_count;
     struct ks_name *names;   /* strings and locks that go with it, in order of attachment */
@@ -209,9 +210,10 @@ void ks_no_lease(struct ks_call *call, uint64_t id);
 
 /* ---- handlers ---- */
 ks_handler ks_cmd_get, ks_cmd_set, ks_cmd_del, ks_cmd_exists, ks_cmd_type, ks_cmd_ttl, ks_cmd_pttl, ks_cmd_expire,
-    ks_cmd_pexpire, ks_cmd_persist, ks_cmd_incr, ks_cmd_dbsize, ks_cmd_flushall;          /* ks_string.c */
-ks_handler ks_cmd_cas, ks_cmd_getv, ks_cmd_wor_set, ks_cmd_wor_get;                       /* ks_register.c */
-ks_handler ks_cmd_lease_grant, ks_cmd_lease_revoke, ks_cmd_lease_list, ks_cmd_x_expire;   /* ks_lease.c */
+    ks_cmd_pexpire, ks_cmd_persist, ks_cmd_incr, ks_cmd_dbsize, ks_cmd_flushall;        /* ks_string.c */
+ks_handler ks_cmd_cas, ks_cmd_getv, ks_cmd_wor_set, ks_cmd_wor_get;                     /* ks_register.c */
+ks_handler ks_cmd_lease_grant, ks_cmd_lease_revoke, ks_cmd_lease_list, ks_cmd_x_expire, /* ks_lease.c */
+    ks_cmd_x_remaining, ks_cmd_x_renewed;
 ks_handler ks_cmd_lock_acquire, ks_cmd_lock_release, ks_cmd_lock_check, ks_cmd_lock_info, /* ks_lock.c */
     ks_cmd_elect_campaign, ks_cmd_elect_leader, ks_cmd_elect_resign, ks_cmd_x_dequeue, ks_cmd_x_origin_gone;
 ks_handler ks_cmd_script, ks_cmd_x_script; /* script.c */

@@ -469,7 +469,7 @@ static void router_hang_up_out(void *context, uint64_t client) {
 
 /* ---- applying ---- */
 
-static void apply_fact(struct replica *r, uint64_t now_ms, const struct ks_fact *fact, bool *lease_gone) {
+static void apply_fact(struct replica *r, uint64_t now_ms, const struct ks_fact *fact, bool *lease_told) {
     switch (fact->kind) {
     case KS_REPLY: router_write_reply(r->router, fact->origin.seq, fact->reply); return;
     case KS_QUEUED: router_write_queued(r->router, now_ms, fact->origin.seq); return;
@@ -482,7 +482,8 @@ static void apply_fact(struct replica *r, uint64_t now_ms, const struct ks_fact 
                          ballot_seat(fact->ballot) + 1u, (unsigned long long)fact->ballot.round,
                          ballot_seat(fact->ballot) + 1u);
         return;
-    case KS_LEASE_GONE: *lease_gone = true; break;
+    case KS_LEASE_GONE:
+    case KS_LEASE_RENEWED: *lease_told = true; break;
     default: break;
     }
     if (r->serving) lead_fact(r, now_ms, fact);
@@ -496,10 +497,10 @@ static void apply(struct replica *r, uint64_t now_ms, const struct paxos_entry *
     struct ks_facts facts;
     keyspace_apply(r->ks, entry->slot, entry->value, &facts);
     saving_applied(r, entry->value.bytes);
-    bool lease_gone = false;
-    for (uint32_t i = 0; i < facts.count; i++) apply_fact(r, now_ms, &facts.facts[i], &lease_gone);
+    bool lease_told = false;
+    for (uint32_t i = 0; i < facts.count; i++) apply_fact(r, now_ms, &facts.facts[i], &lease_told);
     if (own) lead_applied(r, head.count);
-    if (lease_gone && r->serving) asks_run_expiring(r, now_ms);
+    if (lease_told && r->serving) asks_run_expiring(r, now_ms);
 }
 
 /* ---- frames in ---- */

@@ -48,6 +48,7 @@ static void ask_park_round(struct replica *r, uint64_t now_ms, struct ask *ask) 
 
 static void ask_keepalive(struct replica *r, uint64_t now_ms, struct ask *ask) {
     struct buf b = {.alloc = r->config.alloc};
+    bool parked = false;
     resp_array(&b, ask->argc - 1);
     for (uint32_t i = 1; i < ask->argc; i++) {
         uint64_t id, ttl_ms = 0;
@@ -59,13 +60,13 @@ static void ask_keepalive(struct replica *r, uint64_t now_ms, struct ask *ask) {
         switch (keeper_renew(r->keeper, now_ms, id, &ttl_ms)) {
         case KEEPER_KEPT: resp_integer(&b, (int64_t)ttl_ms); break;
         case KEEPER_GONE: resp_integer(&b, -1); break;
-        case KEEPER_PARKED: /* L3: the outcome of the expiry answers it */
-            buf_release(&b);
-            ask->park = ASK_EXPIRING;
-            return;
+        case KEEPER_PARKED: parked = true; break; /* and the others are asked for all the same, to park once */
         }
     }
-    ask_answer(r, ask, buf_slice(&b), true);
+    if (parked)
+        ask->park = ASK_EXPIRING; /* the outcome of the expiry answers it, or that the log is cleared (L3, L6) */
+    else
+        ask_answer(r, ask, buf_slice(&b), true);
     buf_release(&b);
 }
 

@@ -436,6 +436,7 @@ void lead_fact(struct replica *r, uint64_t now_ms, const struct ks_fact *fact) {
         return;
     }
     case KS_LEASE_NEW:
+    case KS_LEASE_RENEWED:
     case KS_MOVE_DONE: keeper_fact(r->keeper, now_ms, r->ks, fact); return;
     default: return;
     }
@@ -488,6 +489,20 @@ static void keeper_turn(struct replica *r, uint64_t now_ms) {
         for (uint32_t i = 0; i < due.expired_count; i++)
             argv[1 + i] = slice_str(number_text(numbers[i], due.expired[i]));
         lead_queue_internal(r, 1 + due.expired_count, argv);
+    }
+    if (due.remaining_count > 0) {
+        argv[0] = slice_str("%REMAINING");
+        for (uint32_t i = 0; i < due.remaining_count; i++) {
+            argv[1 + 2 * i] = slice_str(number_text(numbers[2 * i], due.remaining[i].lease));
+            argv[2 + 2 * i] = slice_str(number_text(numbers[2 * i + 1], due.remaining[i].ms));
+        }
+        lead_queue_internal(r, 1 + 2 * due.remaining_count, argv);
+    }
+    if (due.renewed_count > 0) { /* after what it clears */
+        argv[0] = slice_str("%RENEWED");
+        for (uint32_t i = 0; i < due.renewed_count; i++)
+            argv[1 + i] = slice_str(number_text(numbers[i], due.renewed[i]));
+        lead_queue_internal(r, 1 + due.renewed_count, argv);
     }
     if (due.passed_count > 0) {
         argv[0] = slice_str("%ROUTE_PASSED");

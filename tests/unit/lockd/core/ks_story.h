@@ -121,6 +121,7 @@ static void story_show_fact(struct buf *b, const struct ks_fact *f) {
     case KS_FIRST: buf_printf(b, "first %llu.%u", (unsigned long long)f->ballot.round, f->ballot.node); break;
     case KS_LEASE_NEW: buf_printf(b, "lease+ %llu %llu", id, (unsigned long long)f->ttl_ms); break;
     case KS_LEASE_GONE: buf_printf(b, "lease- %llu", id); break;
+    case KS_LEASE_RENEWED: buf_printf(b, "lease= %llu", id); break;
     case KS_SCRIPT_VOID: buf_printf(b, "#%llu void", (unsigned long long)f->origin.seq); break;
     case KS_MOVE_ASKED: buf_printf(b, "asked %llu", id); break;
     case KS_MOVE_DONE: buf_printf(b, "done %llu", id); break;

@@ -1,5 +1,5 @@
-/* Deadlines that live in the leader's memory: renewal, expiry handed out once, cover and limits.
- * Guards L3, L4, C1 and C2 of keeper.h with a real keyspace under it. */
+/* Deadlines that live in the leader's memory: renewal, expiry handed out once, remaining times, cover and limits.
+ * Guards L3, L4, L6, C1 and C2 of keeper.h with a real keyspace under it. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,6 +99,8 @@ START_TEST(a_limit_is_the_cover_of_the_moment_of_asking) {
     snprintf(line, sizeof line, "ROUTE.BIND p s LEASE %llu x PREFER x y", b);
     applied(5000, line);
     const unsigned long long epoch = keyspace_revision(ks);
+    uint64_t ttl;
+    ck_assert_int_eq(keeper_renew(k, 5500, b, &ttl), KEEPER_KEPT); /* NEXT renews */
     keeper_next_hold(k, 5500, b, 1, &replaced);
     ck_assert_uint_eq(replaced, 0);
     due_at(6499, 0, 0, 0);
@@ -107,8 +109,7 @@ START_TEST(a_limit_is_the_cover_of_the_moment_of_asking) {
     snprintf(line, sizeof line, "ROUTE.MOVE p s %llu LEASE %llu y FORCE", epoch, a);
     applied(6600, line);
     const uint64_t asked = asked_revision();
-    uint64_t ttl;
-    ck_assert_int_eq(keeper_renew(k, 8400, b, &ttl), KEEPER_KEPT); /* C2: keeps the lease, not the cover */
+    ck_assert_int_eq(keeper_renew(k, 6900, b, &ttl), KEEPER_KEPT); /* C2: keeps the lease, not the cover */
     due_at(8499, 1, 0, 0);                                         /* a's lease */
     due_at(8500, 0, 1, 0);                                         /* 5500 + 3000 */
     ck_assert_uint_eq(due.passed[0].asked, asked);
@@ -170,7 +171,151 @@ START_TEST(leases_given_back_cost_nothing) {
     due_at(7999, 0, 0, 0);
     due_at(8000, 1, 0, 0);
     ck_assert_uint_eq(due.expired[0], id);
-    ck_assert_uint_ge(keeper_wake_at(k), 5000 + 86400000);
+    ck_assert_uint_ge(keeper_wake_at(k), 5000 + 43200000);
+}
+END_TEST
+
+/* ---- remaining times ---- */
+
+static uint64_t granted(uint64_t now_ms, const char *line) {
+    applied(now_ms, line);
+    return facts.facts[0].id;
+}
+
+static void say_of(uint64_t now_ms, const char *format, uint64_t id) {
+    char line[64];
+    snprintf(line, sizeof line, format, (unsigned long long)id);
+    applied(now_ms, line);
+}
+
+/* What is due, applied at once. */
+static void work(uint64_t now_ms) {
+    char line[64];
+    keeper_due(k, now_ms, &due);
+    for (uint32_t i = 0; i < due.remaining_count; i++) {
+        snprintf(line, sizeof line, "%%REMAINING %llu %llu", (unsigned long long)due.remaining[i].lease,
+                 (unsigned long long)due.remaining[i].ms);
+        applied(now_ms, line);
+    }
+    for (uint32_t i = 0; i < due.renewed_count; i++) say_of(now_ms, "%%RENEWED %llu", due.renewed[i]);
+    for (uint32_t i = 0; i < due.expired_count; i++) say_of(now_ms, "%%EXPIRE %llu", due.expired[i]);
+}
+
+START_TEST(a_renewal_waits_while_a_remaining_time_is_in_the_log) {
+    uint64_t ttl;
+    const uint64_t id = granted(5000, "LEASE.GRANT 4000");
+    keeper_due(k, 6999, &due);
+    ck_assert_uint_eq(due.remaining_count, 0);
+    ck_assert_uint_eq(keeper_wake_at(k), 7000);
+    keeper_due(k, 7000, &due); /* silent for half its ttl */
+    ck_assert_uint_eq(due.remaining_count, 1);
+    ck_assert_uint_eq(due.remaining[0].lease, id);
+    ck_assert_uint_eq(due.remaining[0].ms, 2000);
+    ck_assert_int_eq(keeper_renew(k, 7100, id, &ttl), KEEPER_PARKED); /* it is proposed and not applied */
+    ck_assert_uint_le(keeper_wake_at(k), 7100);
+    keeper_due(k, 7100, &due);
+    ck_assert_uint_eq(due.renewed_count, 1);
+    ck_assert_uint_eq(due.renewed[0], id);
+    say_of(7110, "%%REMAINING %llu 2000", id);
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, id), 2000);
+    ck_assert_int_eq(keeper_renew(k, 7200, id, &ttl), KEEPER_PARKED);
+    keeper_due(k, 7200, &due);
+    ck_assert_uint_eq(due.renewed_count, 0); /* the clearing is out already */
+    keeper_due(k, 9100, &due);
+    ck_assert_uint_eq(due.expired_count + due.remaining_count, 0); /* who asked is no dead holder */
+    say_of(9150, "%%RENEWED %llu", id);
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, id), 0);
+    ck_assert_int_eq(keeper_renew(k, 9150, id, &ttl), KEEPER_KEPT);
+    ck_assert_int_eq(keeper_renew(k, 9160, id, &ttl), KEEPER_KEPT);
+}
+END_TEST
+
+START_TEST(silence_is_logged_again_and_again) {
+    uint32_t entries = 0;
+    uint64_t last = UINT64_MAX;
+    granted(0, "LEASE.GRANT 80000");
+    for (uint64_t t = 10; t < 80000; t += 10) {
+        keeper_due(k, t, &due);
+        ck_assert_uint_eq(due.expired_count, 0);
+        if (due.remaining_count == 0) continue;
+        ck_assert_uint_eq(due.remaining[0].ms, 80000 - t);
+        ck_assert(last == UINT64_MAX ? t == 40000 : t == last + 10000);
+        last = t;
+        entries++;
+    }
+    ck_assert_uint_eq(entries, 4);
+    keeper_due(k, 80000, &due);
+    ck_assert_uint_eq(due.expired_count, 1);
+}
+END_TEST
+
+START_TEST(leases_renewed_in_time_cost_the_log_nothing) {
+    enum { COUNT = 200 };
+    uint64_t ids[COUNT], ttl;
+    for (int i = 0; i < COUNT; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "LEASE.GRANT %d", 3000 + 100 * i);
+        ids[i] = granted(0, line);
+    }
+    for (uint64_t t = 0; t < 100000; t += 20) {
+        for (uint64_t i = 0; i < COUNT; i++)
+            if ((t + i * 20) % ((3000 + 100 * i) / 60 * 20) == 0)
+                ck_assert_int_eq(keeper_renew(k, t, ids[i], &ttl), KEEPER_KEPT);
+        keeper_due(k, t, &due);
+        ck_assert_uint_eq(due.remaining_count + due.renewed_count + due.expired_count, 0);
+    }
+}
+END_TEST
+
+START_TEST(a_new_leader_counts_what_is_logged) {
+    uint64_t ttl;
+    const uint64_t silent = granted(5000, "LEASE.GRANT 20000"), quiet = granted(5000, "LEASE.GRANT 20000");
+    say_of(15000, "%%REMAINING %llu 10000", silent);
+    keeper_lead(k, 15500, ks);
+    ck_assert_uint_eq(keeper_remaining(k, 15500, silent), 10000); /* no jitter: it would grow with each leader */
+    ck_assert_uint_ge(keeper_remaining(k, 15500, quiet), 20000);
+    ck_assert_int_eq(keeper_renew(k, 15600, quiet, &ttl), KEEPER_KEPT);
+    uint64_t t = 15500;
+    do keeper_due(k, ++t, &due);
+    while (due.remaining_count == 0);
+    ck_assert_uint_ge(t, 15500 + KEEPER_SILENT_MS);
+    ck_assert_uint_le(t, 15500 + 2 * KEEPER_SILENT_MS);
+    ck_assert_uint_eq(due.remaining[0].lease, silent);
+    ck_assert_uint_eq(due.remaining[0].ms, 25500 - t);
+    keeper_lead(k, 40000, ks); /* and again, with the first entry still in the log only */
+    ck_assert_int_eq(keeper_renew(k, 40100, silent, &ttl), KEEPER_PARKED);
+    keeper_due(k, 40100, &due);
+    ck_assert_uint_eq(due.renewed_count, 1);
+    say_of(40150, "%%RENEWED %llu", silent);
+    ck_assert_int_eq(keeper_renew(k, 40150, silent, &ttl), KEEPER_KEPT);
+}
+END_TEST
+
+/* Elections without end: the dead holder's lease ends all the same, and no living one's does while it may believe in
+ * it. */
+START_TEST(elections_keep_no_dead_lease_alive) {
+    enum { ELECTION_MS = 300 };
+    const uint64_t reign_ms = 1400 + 600 * (uint64_t)_i, ttl_ms = _i % 2 ? 10000 : 3000;
+    char line[64];
+    snprintf(line, sizeof line, "LEASE.GRANT %llu", (unsigned long long)ttl_ms);
+    const uint64_t dead = granted(0, line), living = granted(0, line);
+    uint64_t ttl, believed = ttl_ms, gone_ms = 0;
+    bool asks = false;
+    for (uint64_t t = 10, led = 0; t < 200000; t += 10) {
+        if (t - led >= reign_ms + ELECTION_MS) keeper_lead(k, led = t, ks);
+        if (t - led >= reign_ms) continue; /* nobody leads */
+        if (t % 1000 == 0) asks = true;
+        if (asks && keeper_renew(k, t, living, &ttl) == KEEPER_KEPT) {
+            believed = t + ttl_ms;
+            asks = false;
+        }
+        work(t);
+        if (gone_ms == 0 && !keyspace_lease(ks, dead, &ttl)) gone_ms = t;
+        ck_assert_msg(believed <= t || keyspace_lease(ks, living, &ttl), "the living one ended at %d", (int)t);
+        ck_assert_uint_gt(believed + 3000, t); /* it hears of its renewals in time */
+    }
+    ck_assert_uint_gt(gone_ms, 0);
+    ck_assert_uint_le(gone_ms, 6 * ttl_ms);
 }
 END_TEST
 
@@ -183,6 +328,11 @@ int main(void) {
     tcase_add_test(tc, a_new_leader_trusts_no_cover_it_did_not_give);
     tcase_add_test(tc, a_newer_next_takes_the_place_of_an_older);
     tcase_add_test(tc, leases_given_back_cost_nothing);
+    tcase_add_test(tc, a_renewal_waits_while_a_remaining_time_is_in_the_log);
+    tcase_add_test(tc, silence_is_logged_again_and_again);
+    tcase_add_test(tc, leases_renewed_in_time_cost_the_log_nothing);
+    tcase_add_test(tc, a_new_leader_counts_what_is_logged);
+    tcase_add_loop_test(tc, elections_keep_no_dead_lease_alive, 0, 6);
     Suite *suite = suite_create("keeper");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

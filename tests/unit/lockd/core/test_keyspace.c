@@ -329,6 +329,8 @@ static const char *const differences[] = {
     "LEASE.REVOKE 1",
     "SET b 1 LEASE 1",
     "SET b 1 LEASE 2",
+    "%REMAINING 1 700",
+    "%REMAINING 1 701",
 };
 enum { DIFFERENCES = sizeof differences / sizeof differences[0] };
 START_TEST(the_hash_sees_every_difference) {

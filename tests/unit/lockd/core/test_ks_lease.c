@@ -102,6 +102,26 @@ START_TEST(everything_goes_with_it) {
 }
 END_TEST
 
+START_TEST(what_remains_is_replicated) {
+    SAYS("LEASE.GRANT 5000", "1");
+    SAYS("LEASE.GRANT 5000", "2");
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 1), 0);
+    SAYS("%REMAINING 1 700 9 700 2 9000 x 5 1", "OK"); /* one is gone, one more than its ttl, and one has no number */
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 1), 700);
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 2), 5000);
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 9), 0);
+    SAYS("%REMAINING 1 0 2 -1", "OK"); /* no times */
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 1), 700);
+    SAYS("%REMAINING 1 400", "OK");
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 1), 400);
+    FACTS("%RENEWED 1 9 x", "lease= 1; #6 OK");
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 1), 0);
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 2), 5000);
+    FACTS("%EXPIRE 2", "lease- 2; #7 1");
+    ck_assert_uint_eq(keyspace_lease_remaining(ks, 2), 0);
+}
+END_TEST
+
 static bool add_id(void *context, uint64_t id, uint64_t ttl_ms) {
     (void)ttl_ms;
     uint64_t *at_ = context;
@@ -169,6 +189,7 @@ static void add(TCase *tc) {
     tcase_add_test(tc, leases_are_limited);
     tcase_add_test(tc, info_counts_what_hangs_on_it);
     tcase_add_test(tc, everything_goes_with_it);
+    tcase_add_test(tc, what_remains_is_replicated);
     tcase_add_test(tc, the_list_comes_in_pages);
     tcase_add_test(tc, leases_that_come_and_go_leave_no_memory);
 }

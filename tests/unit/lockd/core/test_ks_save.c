@@ -67,7 +67,9 @@ static const char *route_line(struct line *l) {
     case 6: return say(l, "ROUTE.DROP p s%u %llu LEASE %llu", session, epoch, lease);
     case 7: return say(l, "ROUTE.TOUCH p LEASE %llu s%u s%u", lease, session, pick(SESSIONS));
     case 8: return say(l, "ROUTE.SUSPECT p %s 0 LEASE %llu", backends[first], lease);
-    case 9: return say(l, "%%ROUTE_JOIN %llu", lease);
+    case 9:
+        if (pick(2)) return say(l, pick(2) ? "%%REMAINING %llu 700" : "%%RENEWED %llu", lease);
+        return say(l, "%%ROUTE_JOIN %llu", lease);
     case 10:
         return say(l, "%%ROUTE_ACK %llu %llu", lease,
                    (unsigned long long)(keyspace_revision(ks) - pick(20) % (keyspace_revision(ks) + 1)));
