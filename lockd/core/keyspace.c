@@ -184,7 +184,11 @@ static ks_handler *handler_of(enum command_id id) {
         [CMD_ROUTE_DROP] = route_drop,
         [CMD_ROUTE_TOUCH] = route_touch,
         [CMD_ROUTE_SUSPECT] = route_suspect,
+        [CMD_NODE_ADD] = ks_cmd_node_add,
+        [CMD_NODE_REMOVE] = ks_cmd_node_remove,
         [CMD_X_SETTINGS] = x_settings,
+        [CMD_X_MEMBERS] = ks_cmd_x_members,
+        [CMD_X_PROMOTE] = ks_cmd_x_promote,
         [CMD_X_EXPIRE] = ks_cmd_x_expire,
         [CMD_X_REMAINING] = ks_cmd_x_remaining,
         [CMD_X_RENEWED] = ks_cmd_x_renewed,
@@ -274,6 +278,7 @@ void keyspace_apply(struct keyspace *ks, paxos_slot slot, struct slice value, st
     ks->fact_count = 0;
     buf_clear(&ks->replies);
     if (value.bytes > 0) apply_batch(ks, value);
+    ks_members_settle(ks);
     facts_finish(ks, ret_facts);
 }
 
@@ -459,5 +464,9 @@ uint64_t keyspace_hash(const struct keyspace *ks) {
     }
     for (const struct ks_script_text *s = ks->scripts; s != NULL; s = s->hh.next)
         hash = XXH3_64bits_withSeed(s->sha, KS_SHA_BYTES, hash);
+    struct buf members = {.alloc = ks->config.alloc};
+    ks_members_put(ks, &members);
+    hash = XXH3_64bits_withSeed(members.data, members.bytes, hash);
+    buf_release(&members);
     return route_hash(ks->route, hash);
 }

@@ -20,6 +20,7 @@
 #include "common/buf.h"
 #include "common/must.h"
 #include "lockd/core/batch.h"
+#include "lockd/core/membership.h"
 
 /* Limits and times that change a command's outcome: seeded by the first entry of a cluster, then the same everywhere.
  * SETTING(name, default, lowest, highest, "unit", "what it is") */
@@ -61,6 +62,7 @@ enum ks_fact_kind {
                          the leader runs it again */
     KS_MOVE_ASKED, /* id = revision of the move that now stalls: from here on no NEXT covers that binding; set limits of
                       its holders */
+    KS_MEMBERS,    /* who belongs to the cluster, or an address of theirs, changed: ask keyspace_members */
     KS_MOVE_DONE   /* id = revision of the move that no longer stalls */
 };
 struct ks_fact {
@@ -145,6 +147,16 @@ struct ks_counts {
 void keyspace_counts(const struct keyspace *ks, struct ks_counts *ret_counts);
 /* XXH3 over the whole replicated state in a fixed order: equal on equal logs. */
 uint64_t keyspace_hash(const struct keyspace *ks);
+
+/* Who belongs to the cluster, as the log says it (P10). */
+enum { KS_CONFIG_DELAY = 64, KS_ADDRESS_BYTES = 64 };
+struct ks_members {
+    struct membership now;  /* governs keyspace_slot + 1; no voters: not known before %MEMBERS was applied */
+    struct membership next; /* governs from next.slot + KS_CONFIG_DELAY on, if has_next; else all zero */
+    bool has_next;
+    char addresses[PAXOS_NODES_MAX][KS_ADDRESS_BYTES]; /* HOST:PORT of the newest members' peer links, or empty */
+};
+const struct ks_members *keyspace_members(const struct keyspace *ks);
 
 bool keyspace_lease(const struct keyspace *ks, uint64_t id, uint64_t *ret_ttl_ms);
 /* The remaining time of that lease as the log says it (L4): at most so much was left when it was proposed, and nobody

@@ -86,6 +86,10 @@ static void save_head(const struct keyspace *ks, struct ks_saver *s) {
 #define SETTING(name, value, low, high, unit, text) ks_put_u64(s, ks->settings.name);
     KEYSPACE_SETTINGS(SETTING)
 #undef SETTING
+    struct buf members = {.alloc = ks->config.alloc};
+    ks_members_put(ks, &members);
+    ks_put_bytes(s, buf_slice(&members));
+    buf_release(&members);
     ks_put_u64(s, lives);
     ks_put_u64(s, ks->lease_count);
     ks_put_u64(s, ks->name_count);
@@ -297,12 +301,16 @@ static void load_head(struct ks_loader *l, struct counts *c) {
     ks_take_check(l, ks->settings.name >= low && ks->settings.name <= high, "a setting is out of range");
     KEYSPACE_SETTINGS(SETTING)
 #undef SETTING
+    struct slice members;
+    ks_take_words(l, 1, KS_SAVED_NAME_BYTES_MAX, &members);
+    ks_take_check(l, ks_members_take(ks, members), "members that cannot be");
     c->lives = ks_take_u64(l);
     c->leases = ks_take_u64(l);
     c->names = ks_take_u64(l);
     c->scripts = ks_take_u64(l);
     ks_take_check(l, l->at == l->end, "more in the head than belongs there");
-    ks_take_check(l, ks->revision <= INT64_MAX && ks->stamp_ms <= INT64_MAX, "a time or revision out of range");
+    ks_take_check(l, ks->slot <= PAXOS_NUMBER_MAX / 2 && ks->revision <= INT64_MAX / 2 && ks->stamp_ms <= INT64_MAX,
+                  "a slot, time or revision out of range");
 }
 
 static void load_lives(struct ks_loader *l, struct counts *c) {

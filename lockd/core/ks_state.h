@@ -107,6 +107,7 @@ struct keyspace {
     struct ballot ballot;
     struct ks_settings settings;
     bool has_settings;
+    struct ks_members members;
 
     struct ks_name **names; /* shard_mask + 1 hash tables: each grows by itself, so no growth stops us for long */
     uint32_t shard_mask;
@@ -195,6 +196,14 @@ struct ks_lease *ks_lease_find(const struct keyspace *ks, uint64_t id);
 struct ks_lease *ks_lease_add(struct keyspace *ks, uint64_t id, uint32_t ttl_ms, struct slice holder);
 void ks_leases_free(struct keyspace *ks);
 
+/* ---- members (ks_member.c) ---- */
+/* A slot was applied: a change may be in effect now. */
+void ks_members_settle(struct keyspace *ks);
+/* All of it as bytes, for the hash and for keyspace_save; and back: false if they contradict themselves. */
+void ks_members_put(const struct keyspace *ks, struct buf *b);
+bool ks_members_take(struct keyspace *ks, struct slice bytes);
+bool ks_is_address(struct slice s);
+
 /* ---- checks shared by handlers (keyspace.c): each appends the error and returns false ---- */
 /* May memory grow by `more` bytes, and, with new_key, a name be added? */
 bool ks_room(struct ks_call *call, bool new_key, size_t more);
@@ -216,7 +225,8 @@ ks_handler ks_cmd_lease_grant, ks_cmd_lease_revoke, ks_cmd_lease_list, ks_cmd_x_
     ks_cmd_x_remaining, ks_cmd_x_renewed;
 ks_handler ks_cmd_lock_acquire, ks_cmd_lock_release, ks_cmd_lock_check, ks_cmd_lock_info, /* ks_lock.c */
     ks_cmd_elect_campaign, ks_cmd_elect_leader, ks_cmd_elect_resign, ks_cmd_x_dequeue, ks_cmd_x_origin_gone;
-ks_handler ks_cmd_script, ks_cmd_x_script; /* script.c */
+ks_handler ks_cmd_script, ks_cmd_x_script;                                          /* script.c */
+ks_handler ks_cmd_node_add, ks_cmd_node_remove, ks_cmd_x_members, ks_cmd_x_promote; /* ks_member.c */
 /* The handler of call->argv if it may run here, else NULL and the reply says why.  `internal`: % commands too. */
 ks_handler *ks_admit(struct ks_call *call, bool internal, const struct command **ret_command);
 

@@ -369,6 +369,31 @@ void lead_stop(struct replica *r) {
                  (unsigned long long)r->ballot.round, ballot_seat(r->ballot) + 1u);
 }
 
+static char *number_text(char *text, uint64_t value) {
+    snprintf(text, 24, "%llu", (unsigned long long)value);
+    return text;
+}
+
+_Static_assert((int)KS_CONFIG_DELAY == (int)PAXOS_CONFIG_DELAY,
+               "a change of members takes effect in one slot for both");
+
+/* Who founded the cluster goes into its log once, with the addresses that we were configured with. */
+static void propose_members(const struct replica *r, struct buf *value) {
+    const struct membership *m = &r->identity.record.members;
+    struct slice argv[1 + 3 * PAXOS_NODES_MAX];
+    char numbers[2 * PAXOS_NODES_MAX][24];
+    uint32_t argc = 0;
+    argv[argc++] = slice_str("%MEMBERS");
+    for (uint32_t seat = 0, at = 0; seat < PAXOS_NODES_MAX; seat++) {
+        if (!(m->voters & 1u << seat)) continue;
+        const bool known = r->config.node_addresses != NULL && seat < r->config.node_count;
+        argv[argc++] = slice_str(number_text(numbers[at++], seat + 1u));
+        argv[argc++] = slice_str(number_text(numbers[at++], m->store_ids[seat]));
+        argv[argc++] = slice_str(known ? r->config.node_addresses[seat] : "");
+    }
+    if (argc > 1) batch_add(value, ORIGIN_NONE, argc, argv);
+}
+
 void lead_first(struct replica *r, uint64_t now_ms) {
     r->ballot = paxos_ballot(r->paxos);
     r->base_stamp_ms = keyspace_stamp(r->ks); /* T2: once per ballot */
@@ -388,6 +413,7 @@ void lead_first(struct replica *r, uint64_t now_ms) {
 #undef SETTING
         batch_add(&value, ORIGIN_NONE, argc, argv);
     }
+    if (keyspace_members(r->ks)->now.voters == 0) propose_members(r, &value);
     const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = buf_slice(&value)};
     r->first_out = paxos_step(r->paxos, &in) == PAXOS_TAKEN;
     r->stamp_out_ms = lead_cluster_now(r, now_ms);
@@ -471,11 +497,6 @@ static void propose(struct replica *r, uint64_t now_ms) {
             alloc_put(r->config.alloc, batch);
         }
     }
-}
-
-static char *number_text(char *text, uint64_t value) {
-    snprintf(text, 24, "%llu", (unsigned long long)value);
-    return text;
 }
 
 static void keeper_turn(struct replica *r, uint64_t now_ms) {

@@ -246,6 +246,19 @@ def test_elections(one):
     assert client('ELECT.LEADER', 'e') is None
 
 
+def test_what_members_may_not_become(one):
+    client = one.client()
+    store = str(one.nodes[0].status()['store-id'])
+    other = 'f' * 16
+    for bad, text in ((('NODE.ADD', 1, '127.0.0.1:7', other), 'member already'), (('NODE.ADD', 2, '127.0.0.1:7', store), 'node 1 already'),
+                      (('NODE.ADD', 0, '127.0.0.1:7', other), 'number'), (('NODE.ADD', 10, '127.0.0.1:7', other), 'number'),
+                      (('NODE.ADD', 2, '127.0.0.1', other), 'HOST:PORT'), (('NODE.ADD', 2, '127.0.0.1:7', 'f'), 'store id'),
+                      (('NODE.REMOVE', 1), 'last that votes'), (('NODE.REMOVE', 2), 'no member'), (('NODE.REMOVE', 'x'), 'number')):
+        reply = client.ask(*bad)
+        assert isinstance(reply, ReplyError) and reply.code == 'ERR' and text in reply.text, (bad, reply)
+    assert client('COMMAND', 'GETKEYS', 'GET', 'a') == ['a']
+
+
 def test_node_status(three):
     for node in three.nodes:
         timing.wait_for('it to know the leader', lambda: node.status()['role'] in ('leader', 'follower'))

@@ -123,6 +123,7 @@ static void story_show_fact(struct buf *b, const struct ks_fact *f) {
     case KS_LEASE_GONE: buf_printf(b, "lease- %llu", id); break;
     case KS_LEASE_RENEWED: buf_printf(b, "lease= %llu", id); break;
     case KS_SCRIPT_VOID: buf_printf(b, "#%llu void", (unsigned long long)f->origin.seq); break;
+    case KS_MEMBERS: buf_append_str(b, "members"); break;
     case KS_MOVE_ASKED: buf_printf(b, "asked %llu", id); break;
     case KS_MOVE_DONE: buf_printf(b, "done %llu", id); break;
     }

@@ -329,6 +329,10 @@ static const char *const differences[] = {
     "LEASE.REVOKE 1",
     "SET b 1 LEASE 1",
     "SET b 1 LEASE 2",
+    "%MEMBERS 1 11 a:1",
+    "%MEMBERS 1 11 a:2",
+    "%MEMBERS 1 12 a:1",
+    "%MEMBERS 2 11 a:1",
     "%REMAINING 1 700",
     "%REMAINING 1 701",
 };

@@ -118,6 +118,13 @@ static const char *string_line(struct line *l) {
     case 10: return pick(4) ? say(l, "GET %s", a_name()) : say(l, "WOR.SET w%u %s", pick(4), value);
     case 11: return pick(20) ? say(l, "SCRIPT LOAD 'return %u'", pick(9)) : say(l, "SCRIPT FLUSH");
     case 12: return say(l, "FLUSHALL");
+    case 13:
+        switch (pick(5)) {
+        case 0: return say(l, "%%MEMBERS 1 1 h:1 2 2 h:2 3 3 ''");
+        case 1: return say(l, "NODE.ADD %u h%u:%u 000000000000000%u", 1 + pick(9), pick(9), 1 + pick(9), 1 + pick(9));
+        case 2: return say(l, "NODE.REMOVE %u", 1 + pick(9));
+        default: return say(l, "%%PROMOTE %u %u", 1 + pick(9), 1 + pick(9));
+        }
     default: return say(l, "DEL n%u", pick(40));
     }
 }

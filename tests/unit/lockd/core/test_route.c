@@ -575,7 +575,7 @@ static uint32_t dice(uint32_t sides) {
 }
 
 /* Backend number k of a session's shard. */
-static int member_of(int session, int k) {
+static int shard_member(int session, int k) {
     return (session + k) % BACKENDS;
 }
 
@@ -592,8 +592,8 @@ static void told(const char *said, const struct call *call) {
                                .backend = backend[1] - '0',
                                .epoch = epoch,
                                .lost = world.beliefs[call->lease][call->session].lost};
-    WALK(a[1] - '0' == member_of(call->session, 0) && b[1] - '0' == member_of(call->session, 1) &&
-         c[1] - '0' == member_of(call->session, 2));
+    WALK(a[1] - '0' == shard_member(call->session, 0) && b[1] - '0' == shard_member(call->session, 1) &&
+         c[1] - '0' == shard_member(call->session, 2));
     WALK(!s->stalled && s->recorded);
     WALK(revision == keyspace_revision(ks) && epoch <= revision);
     WALK(got.backend == s->backend && got.epoch == s->epoch);
@@ -706,15 +706,15 @@ static const char *step(const struct call *call, const char *line) {
 static void walk_bind(struct call call) {
     char line[200];
     struct session *s = &world.sessions[call.session];
-    const int first = member_of(call.session, (int)dice(SHARD));
+    const int first = shard_member(call.session, (int)dice(SHARD));
     const bool get = dice(2) == 0;
     call.kind = get ? CALL_GET : CALL_BIND;
     if (get)
         snprintf(line, sizeof line, "ROUTE.GET p s%d LEASE %llu", call.session, (unsigned long long)call.lease_id);
     else
         snprintf(line, sizeof line, "ROUTE.BIND p s%d LEASE %llu b%d PREFER b%d b%d b%d", call.session,
-                 (unsigned long long)call.lease_id, first, member_of(call.session, 0), member_of(call.session, 1),
-                 member_of(call.session, 2));
+                 (unsigned long long)call.lease_id, first, shard_member(call.session, 0), shard_member(call.session, 1),
+                 shard_member(call.session, 2));
     const char *said = step(&call, line);
     world.joined[call.lease] = true;
     if (strcmp(said, "queued") == 0) {
@@ -734,7 +734,7 @@ static void walk_move(struct call call) {
     char line[200];
     struct session *s = &world.sessions[call.session];
     const struct session was = *s;
-    const int target = member_of(call.session, (int)dice(SHARD));
+    const int target = shard_member(call.session, (int)dice(SHARD));
     const bool force = dice(3) == 0;
     const uint64_t epoch = dice(5) > 0 ? s->epoch : dice((uint32_t)keyspace_revision(ks) + 3);
     call.kind = CALL_MOVE;
