@@ -1,4 +1,5 @@
 #include "lockd/core/local.h"
+#include <stdio.h>
 #include "lockd/core/membership.h"
 #include "lockd/core/resp.h"
 
@@ -102,7 +103,10 @@ static enum local_verdict client(const struct local_view *view, uint32_t argc, c
 }
 
 static const char *address(const struct local_view *view, int node) {
-    return view->node_addresses != NULL && node >= 0 && node < view->node_count ? view->node_addresses[node] : "";
+    if (node < 0 || node >= PAXOS_NODES_MAX) return "";
+    const char *known = keyspace_members(view->keyspace)->addresses[node];
+    if (*known != '\0') return known;
+    return view->node_addresses != NULL && node < view->node_count ? view->node_addresses[node] : "";
 }
 
 static bool wants(uint32_t argc, const struct slice *argv, const char *section) {
@@ -195,10 +199,30 @@ static void map_hex(struct buf *reply, const char *name, uint64_t value) {
     buf_release(&b);
 }
 
+/* Each member: number, what it is, store, address.  What is not in effect yet is said as it will be. */
+static void members(const struct local_view *view, struct buf *reply) {
+    const struct ks_members *all = keyspace_members(view->keyspace);
+    const struct membership *m = all->has_next ? &all->next : &all->now;
+    uint32_t count = 0;
+    for (int seat = 0; seat < PAXOS_NODES_MAX; seat++) count += m->store_ids[seat] != 0;
+    resp_bulk_str(reply, "members");
+    resp_array(reply, count);
+    for (int seat = 0; seat < PAXOS_NODES_MAX; seat++) {
+        if (m->store_ids[seat] == 0) continue;
+        char store[17];
+        snprintf(store, sizeof store, "%016llx", (unsigned long long)m->store_ids[seat]);
+        resp_array(reply, 4);
+        resp_integer(reply, seat + 1);
+        resp_bulk_str(reply, m->voters & 1u << seat ? "voter" : "learner");
+        resp_bulk_str(reply, store);
+        resp_bulk_str(reply, address(view, seat));
+    }
+}
+
 static void node_status(const struct local_view *view, struct buf *reply) {
     struct buf ballot = {.alloc = reply->alloc};
     buf_printf(&ballot, "%llu.%u", (unsigned long long)view->ballot.round, ballot_seat(view->ballot) + 1u);
-    resp_array(reply, 34);
+    resp_array(reply, 38);
     map_number(reply, "node", view->node + 1u);
     map_number(reply, "nodes", view->node_count);
     map_hex(reply, "store-id", view->store_id);
@@ -218,6 +242,8 @@ static void node_status(const struct local_view *view, struct buf *reply) {
     resp_bulk_str(reply, "disk-free");
     resp_integer(reply, view->disk_free > INT64_MAX ? -1 : (int64_t)view->disk_free);
     map_number(reply, "disk-full", view->disk_full);
+    map_number(reply, "members-pending", keyspace_members(view->keyspace)->has_next);
+    members(view, reply);
     buf_release(&ballot);
 }
 

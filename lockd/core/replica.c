@@ -61,20 +61,21 @@ static void drop_saved(struct replica *r) {
 }
 
 static void paxos_begin(struct replica *r, uint64_t now_ms) {
-    const struct paxos_config config = {.alloc = r->config.alloc,
-                                        .node = r->config.node,
-                                        .generation = identity_generation(&r->identity),
-                                        .members = r->identity.record.members,
-                                        .stall_ms = r->config.stall_ms,
-                                        .inflight_max = r->config.inflight_max,
-                                        .value_bytes_max = r->config.batch_bytes_max,
-                                        .heartbeat_ms = r->config.heartbeat_ms,
-                                        .lease_ms = r->config.lease_ms,
-                                        .election_spread_ms = r->config.election_spread_ms,
-                                        .drift_ppm = r->config.drift_ppm,
-                                        .seed = r->config.seed,
-                                        .start_ms = now_ms};
+    struct paxos_config config = {.alloc = r->config.alloc,
+                                  .node = r->config.node,
+                                  .generation = identity_generation(&r->identity),
+                                  .stall_ms = r->config.stall_ms,
+                                  .inflight_max = r->config.inflight_max,
+                                  .value_bytes_max = r->config.batch_bytes_max,
+                                  .heartbeat_ms = r->config.heartbeat_ms,
+                                  .lease_ms = r->config.lease_ms,
+                                  .election_spread_ms = r->config.election_spread_ms,
+                                  .drift_ppm = r->config.drift_ppm,
+                                  .seed = r->config.seed,
+                                  .start_ms = now_ms};
+    members_begin(r, &config.members);
     r->paxos = paxos_new(&config, &r->saved);
+    members_begun(r, now_ms);
     if (r->disk_free != UINT64_MAX) paxos_disk_free(r->paxos, r->disk_free);
     drop_saved(r);
 }
@@ -196,6 +197,10 @@ static void save(struct replica *r, const struct paxos_output *out, const struct
     r->sink.save(r->sink.context, t->batch, out, record);
 }
 
+void replica_save_record(struct replica *r) {
+    save(r, NULL, &r->identity.record);
+}
+
 void replica_chosen_frame(const struct replica *r, uint16_t peer, const struct paxos_entry *entries, uint32_t count,
                           struct buf *out) {
     const struct frame frame = {.kind = FRAME_PAXOS,
@@ -260,15 +265,43 @@ static void identity_turn(struct replica *r, uint64_t now_ms) {
     if (r->identity.state == IDENTITY_FORMED && r->identity.saving) return;
     if (now_ms < r->question_ms) return;
     r->question_ms = now_ms + QUESTION_MS;
+    struct ballot leader;
+    const bool lonely = r->paxos != NULL && !r->serving && !paxos_leader(r->paxos, now_ms, &leader); /* are we out? */
     for (uint16_t peer = 0; peer < PAXOS_NODES_MAX; peer++)
-        if (peer != r->config.node && r->link_up[peer] && !identity_admitted(&r->identity, peer))
+        if (peer != r->config.node && r->link_up[peer] && (lonely || !identity_admitted(&r->identity, peer)))
             ask_identity(r, now_ms, peer);
+}
+
+/* Out, or in again: our clients are told, and the log says with which command it ends. */
+static void identity_look(struct replica *r) {
+    const bool out = r->identity.state == IDENTITY_OUTCAST;
+    if (out == r->told_outcast) return;
+    r->told_outcast = out;
+    if (!out) {
+        router_refuse(r->router, NULL);
+        replica_note(r, 'i', "identity member-again store=%016llx", (unsigned long long)r->config.store_id);
+        return;
+    }
+    const bool known = r->config.node_addresses != NULL;
+    char add[128];
+    snprintf(add, sizeof add, "NODE.ADD %u %s %016llx", r->config.node + 1u,
+             known ? r->config.node_addresses[r->config.node] : "HOST:PORT", (unsigned long long)r->config.store_id);
+    snprintf(r->refuse_text, sizeof r->refuse_text,
+             "CLUSTERDOWN this node's store %016llx is not part of cluster %016llx: it does not vote or serve until %s",
+             (unsigned long long)r->config.store_id, (unsigned long long)r->identity.outcast_cluster, add);
+    router_refuse(r->router, r->refuse_text);
+    replica_note(
+        r, 'e',
+        "identity outcast store=%016llx cluster=%016llx what=\"an empty, foreign or removed store met a formed "
+        "cluster: it will not vote; restore its old data directory, or give this command to a member: %s (and "
+        "NODE.REMOVE %u before it, if another store is node %u)\"",
+        (unsigned long long)r->config.store_id, (unsigned long long)r->identity.outcast_cluster, add,
+        r->config.node + 1u, r->config.node + 1u);
 }
 
 static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t boot,
                            const struct identity_msg *msg) {
     if (msg->from != peer || msg->to != r->config.node || msg->boot_id != boot) return;
-    const enum identity_state before = r->identity.state;
     bool reply = false, want_save = false;
     struct frame answer = {.kind = FRAME_IDENTITY};
     const enum identity_problem problem = identity_step(&r->identity, msg, &reply, &answer.identity, &want_save);
@@ -292,17 +325,6 @@ static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, ui
         if (problem != IDENTITY_OK)
             replica_note(r, 'e', "identity problem peer=%u store=%016llx what=\"%s\"", peer + 1u,
                          (unsigned long long)msg->store_id, identity_problem_text(problem));
-    }
-    if (r->identity.state != before && r->identity.state == IDENTITY_OUTCAST) {
-        snprintf(r->refuse_text, sizeof r->refuse_text,
-                 "CLUSTERDOWN this node's store %016llx is not part of cluster %016llx: it does not vote or serve",
-                 (unsigned long long)r->config.store_id, (unsigned long long)r->identity.outcast_cluster);
-        router_refuse(r->router, r->refuse_text);
-        replica_note(
-            r, 'e',
-            "identity outcast store=%016llx cluster=%016llx what=\"an empty or foreign store met a formed cluster: it "
-            "will not vote; restore its old data directory\"",
-            (unsigned long long)r->config.store_id, (unsigned long long)r->identity.outcast_cluster);
     }
 }
 
@@ -484,6 +506,7 @@ static void apply_fact(struct replica *r, uint64_t now_ms, const struct ks_fact 
         return;
     case KS_LEASE_GONE:
     case KS_LEASE_RENEWED: *lease_told = true; break;
+    case KS_MEMBERS: members_applied(r, now_ms); return;
     default: break;
     }
     if (r->serving) lead_fact(r, now_ms, fact);
@@ -707,7 +730,11 @@ uint64_t replica_turn(struct replica *r, uint64_t now_ms) {
     release_held(r);
     if (r->paxos == NULL && r->identity.state == IDENTITY_FORMED) paxos_begin(r, now_ms); /* the log is replayed now */
     identity_turn(r, now_ms);
-    if (r->paxos != NULL) paxos_turn(r, now_ms);
+    if (r->paxos != NULL) {
+        paxos_turn(r, now_ms);
+        members_turn(r, now_ms);
+    }
+    identity_look(r);
     router_pump_own(r->router, now_ms);
     router_revision(r->router, now_ms, keyspace_revision(r->ks));
     router_pump_own(r->router, now_ms); /* what stood behind a WAITREV */

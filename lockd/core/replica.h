@@ -85,6 +85,9 @@ struct replica_sink {
     void (*snapshot_read)(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes);
     /* Make these bytes our newest checkpoint; they live until replica_installed says that it is durable. */
     void (*install)(void *context, paxos_slot slot, struct slice bytes);
+    /* Who belongs to the cluster has changed, or this node has just begun: its addresses are where the links go.  NULL:
+     * they stay as configured. */
+    void (*members)(void *context, const struct ks_members *members);
     /* Bytes that wait on our link to that peer.  NULL: nobody counts. */
     size_t (*backlog)(void *context, uint16_t peer);
 };

@@ -225,7 +225,7 @@ static void change_over(struct replica *r, uint64_t now_ms, struct keyspace *ks)
     lead_end(r);
     keyspace_free(r->ks);
     r->ks = ks;
-    paxos_install(r->paxos, now_ms, slot, &r->identity.record.members, NULL);
+    members_installed(r, now_ms);
     r->saving.log_bytes = 0;
     cut(r, slot);
     keyspace_each_wait(r->ks, r->config.node, r->config.boot_id, wait_installed, r);

@@ -3,6 +3,7 @@
  *   replica.c       life, frames and transactions, identity, commands in, the origin's half, the turn
  *   replica_lead.c  the leader's half: the order of writes, scripts, deadlines; begins and ends with serving
  *   replica_ask.c   the leader's half: reads, renewals, ROUTE.NEXT, giving leadership away
+ *   replica_members.c  who belongs to the cluster: told to paxos, identity and links; learners become voters
  *   replica_saving.c   checkpoints, how far the log is cut, snapshots to and from peers
  *
  * Serving = LEADING and our own first entry is applied.  The leader's half exists only while serving and is dropped
@@ -109,8 +110,11 @@ struct replica {
     struct buf frame; /* scratch */
     struct buf reply; /* scratch */
     struct connection *connections;
-    char refuse_text[160];
-    uint64_t turn_ms; /* of the turn we are in */
+    char refuse_text[320];
+    bool told_outcast;    /* our clients are */
+    bool members_changed; /* the links do not know yet */
+    uint64_t promote_ms;  /* not before */
+    uint64_t turn_ms;     /* of the turn we are in */
 
     /* disk */
     uint64_t batch, durable; /* numbers of transactions */
@@ -165,6 +169,7 @@ struct replica {
 /* ---- replica.c ---- */
 void replica_note(const struct replica *r, char level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* On the link we dialled, now; dropped if there is none. */
+void replica_save_record(struct replica *r);
 void replica_send_frame(struct replica *r, uint16_t peer, const struct frame *frame);
 
 /* ---- replica_lead.c ---- */
@@ -208,6 +213,18 @@ void saving_link_lost(struct replica *r, uint16_t peer);
 void saving_ask(struct replica *r, uint64_t seq);
 void saving_turn(struct replica *r, uint64_t now_ms);
 uint64_t saving_wake_at(const struct replica *r);
+
+/* ---- replica_members.c ---- */
+/* The membership that governs the slot after our applied state. */
+void members_begin(const struct replica *r, struct membership *ret_governing);
+/* Paxos has begun with it. */
+void members_begun(struct replica *r, uint64_t now_ms);
+/* An entry changed it. */
+void members_applied(struct replica *r, uint64_t now_ms);
+/* A snapshot took the place of the state: Paxos goes over to it too. */
+void members_installed(struct replica *r, uint64_t now_ms);
+/* What has come into effect is told; if we serve, learners that are ready are to vote. */
+void members_turn(struct replica *r, uint64_t now_ms);
 
 /* ---- replica_ask.c ---- */
 /* A read or a leader's command of some origin: answered now or parked. */

@@ -25,7 +25,7 @@ struct saved_slot {
 struct test_node {
     struct replica *replica;
     bool alive;
-    uint64_t boot, wake_ms, turns;
+    uint64_t store_id, boot, wake_ms, turns;
     uint64_t batch, durable_at_ms; /* newest transaction */
     struct replica_saved saved;
     struct saved_slot slots[SLOTS];
@@ -179,10 +179,11 @@ static void file_done(struct test_node *n) {
 static void node_start(uint16_t index) {
     struct test_node *n = &nodes[index];
     n->boot = ++next_boot;
+    if (n->store_id == 0) n->store_id = 100u + index;
     struct replica_config config = {.alloc = heap_alloc(),
                                     .node = index,
                                     .node_count = node_count,
-                                    .store_id = 100u + index,
+                                    .store_id = n->store_id,
                                     .boot_id = n->boot,
                                     .fresh_cluster_id = 7,
                                     .seed = n->boot * 7919,
@@ -1058,6 +1059,115 @@ START_TEST(alone_there_is_nobody_to_take_it) {
 }
 END_TEST
 
+/* ---- members ---- */
+
+/* Another machine with that number: an empty disk. */
+static void node_new_store(uint16_t index, uint64_t store_id) {
+    struct test_node *n = &nodes[index];
+    for (paxos_slot s = 0; s < SLOTS; s++) {
+        free(n->slots[s].value);
+        n->slots[s] = (struct saved_slot){0};
+    }
+    n->saved = (struct replica_saved){0};
+    n->store_id = store_id;
+}
+/* Until the change before it is in effect the answer is -BUSY. */
+static void change(uint16_t node, const char *line) {
+    for (int i = 0; i < 50; i++) {
+        say(node, 50, line);
+        run(100);
+        const char *reply = take(50);
+        if (strcmp(reply, "+OK\r\n") == 0) return;
+        ck_assert_msg(strncmp(reply, "-BUSY", 5) == 0 || reply[0] == '\0', "%s", reply);
+    }
+    ck_abort_msg("%s", line);
+}
+static const struct membership *members_of(uint16_t node) {
+    const struct ks_members *m = keyspace_members(replica_keyspace(nodes[node].replica));
+    return m->has_next ? &m->next : &m->now;
+}
+
+START_TEST(a_dead_node_is_replaced_by_an_empty_one) {
+    checkpoint_bytes = _i == 0 ? 0 : 20000; /* by the log, or by a snapshot */
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), dead = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+    char line[128];
+    node_kill(dead);
+    write_much(l, 200);
+    node_new_store(dead, 0xc8);
+    node_start(dead);
+    run(1500);
+    ck_assert_int_eq((int)replica_identity(nodes[dead].replica), IDENTITY_OUTCAST);
+    say(dead, 7, "GET k1");
+    run(10);
+    ck_assert_ptr_nonnull(strstr(take(7), "until NODE.ADD"));
+    snprintf(line, sizeof line, "NODE.REMOVE %u", dead + 1u);
+    change(third, line);
+    snprintf(line, sizeof line, "NODE.ADD %u 127.0.0.1:7000 00000000000000c8", dead + 1u);
+    change(l, line);
+    run(5000);
+    ck_assert_int_eq((int)replica_identity(nodes[dead].replica), IDENTITY_FORMED);
+    ck_assert_uint_eq(nodes[dead].installs, (unsigned)_i);
+    ck_assert_uint_eq(members_of(l)->voters, 7); /* it caught up, and votes */
+    ck_assert_uint_eq(members_of(dead)->voters, 7);
+    ck_assert_uint_eq(state_hash(dead), state_hash(l));
+    expect(dead, 8, "SET x 1", "+OK\r\n");
+    node_kill(l); /* its vote is needed, and given */
+    run(3000);
+    ck_assert_int_ge(leader(), 0);
+    expect(dead, 8, "GET x", "$1\r\n1\r\n");
+    expect(third, 8, "SET x 2", "+OK\r\n");
+    node_kill(dead); /* what it knows is on its disk */
+    node_start(dead);
+    run(3000);
+    expect(dead, 9, "GET x", "$1\r\n2\r\n");
+}
+END_TEST
+
+START_TEST(a_removed_node_says_so_and_may_come_back) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), out = (uint16_t)((l + 1) % 3);
+    char line[128];
+    expect(out, 6, "SET y 1", "+OK\r\n");
+    snprintf(line, sizeof line, "NODE.REMOVE %u", out + 1u);
+    change(l, line);
+    run(3000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_OUTCAST);
+    say(out, 7, "GET y");
+    run(10);
+    ck_assert_ptr_nonnull(strstr(take(7), "-CLUSTERDOWN this node's store"));
+    node_kill(out);
+    node_start(out); /* it remembers */
+    run(2000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_OUTCAST);
+    expect(l, 6, "SET y 2", "+OK\r\n");
+    snprintf(line, sizeof line, "NODE.ADD %u 127.0.0.1:7000 %016llx", out + 1u, 100ull + out);
+    change(l, line);
+    run(4000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_FORMED);
+    ck_assert_uint_eq(members_of(l)->voters, 7);
+    expect(out, 8, "GET y", "$1\r\n2\r\n");
+}
+END_TEST
+
+START_TEST(a_leader_that_is_removed_hands_over) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    char line[128];
+    snprintf(line, sizeof line, "NODE.REMOVE %u", l + 1u);
+    change(other, line);
+    for (int i = 0; i < 20; i++) say(other, 6, "INCR n");
+    run(1000);
+    ck_assert_int_ge(leader(), 0);
+    ck_assert_int_ne(leader(), l);
+    char want[256] = "";
+    for (int i = 1; i <= 20; i++) snprintf(want + strlen(want), sizeof want - strlen(want), ":%d\r\n", i);
+    ck_assert_str_eq(take(6), want);
+    run(2000);
+    ck_assert_int_eq((int)replica_identity(nodes[l].replica), IDENTITY_OUTCAST);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("replica");
     tcase_set_timeout(tc, 60);
@@ -1090,6 +1200,9 @@ int main(void) {
     tcase_add_test(tc, a_transfer_that_cannot_be_is_refused);
     tcase_add_test(tc, a_leader_that_ends_hands_over_first);
     tcase_add_test(tc, alone_there_is_nobody_to_take_it);
+    tcase_add_loop_test(tc, a_dead_node_is_replaced_by_an_empty_one, 0, 2);
+    tcase_add_test(tc, a_removed_node_says_so_and_may_come_back);
+    tcase_add_test(tc, a_leader_that_is_removed_hands_over);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
