@@ -240,7 +240,7 @@ static const struct membership *newest(const struct paxos *p) {
 }
 /* Which one governs that slot; true only up to known + config_delay. */
 static const struct membership *governs(const struct paxos *p, paxos_slot slot) {
-    const bool later = p->pending && slot >= p->members[1].slot + p->config.config_delay;
+    const bool later = p->pending && (slot >= p->members[1].slot + p->config.config_delay || BUG(31));
     return &p->members[later ? 1 : 0];
 }
 /* Everybody the configurations in force name, ourselves left out. */
@@ -269,7 +269,7 @@ static uint32_t majority(const struct membership *m) {
 /* Of one configuration: seats count, learners do not, and a seat of ours only if our store sits in it. */
 static bool is_majority_of(const struct paxos *p, const struct membership *m, uint16_t mask) {
     if (!votes_in(p, m, p->config.node)) mask &= (uint16_t)~bit(p->config.node);
-    return bits(mask & m->voters) >= majority(m);
+    return bits(mask & (BUG(30) ? m->voters | m->learners : m->voters)) >= majority(m);
 }
 /* Of every configuration that governs a slot above `chosen`. */
 static bool is_majority(const struct paxos *p, uint16_t mask) {
@@ -279,7 +279,7 @@ static bool is_majority(const struct paxos *p, uint16_t mask) {
  * another one there: a seat is free in between. */
 static bool is_member(const struct paxos *p, const struct paxos_msg *m) {
     const struct membership *n = newest(p);
-    return (others(p) & bit(m->from)) && m->generation == n->generation[m->from];
+    return (others(p) & bit(m->from)) && (m->generation == n->generation[m->from] || BUG(35));
 }
 
 /* Room for one more of `bytes` each. */
@@ -587,7 +587,7 @@ static uint64_t majority_has(const struct paxos *p, const struct membership *m, 
     return sorted[majority(m) - 1];
 }
 static uint64_t majorities_have(const struct paxos *p, const uint64_t *by_seat) {
-    const uint64_t now = majority_has(p, &p->members[0], by_seat);
+    const uint64_t now = majority_has(p, &p->members[BUG(40) && p->pending ? 1 : 0], by_seat);
     return p->pending ? min64(now, majority_has(p, &p->members[1], by_seat)) : now;
 }
 
@@ -627,7 +627,7 @@ static void peer_acked(struct paxos *p, const struct paxos_msg *m) {
     p->peers[m->from].free_bytes = m->free_bytes;
     /* Once we are LEADING nobody has accepted anything above settle_top under a lower ballot that could still be chosen
      * there: who follows this ballot has promised it, and has nothing to report that we lack (P10). */
-    if (p->role == PAXOS_LEADING) p->votes |= bit(m->from);
+    if (p->role == PAXOS_LEADING || BUG(43)) p->votes |= bit(m->from);
     const uint64_t round = BUG(12) ? p->round_last : m->round;
     if (round > p->acked[m->from]) {
         p->acked[m->from] = round;
@@ -643,7 +643,8 @@ static void mark_chosen(struct paxos *p, struct cell *c) {
 
 /* The highest slot we may propose: its configuration is known from the log, and a majority of it has promised. */
 static paxos_slot propose_limit(const struct paxos *p) {
-    paxos_slot limit = p->known + p->config.config_delay;
+    paxos_slot limit = (BUG(38) ? p->chosen + WINDOW_MAX : p->known) + p->config.config_delay;
+    if (BUG(32)) return limit;
     if (!is_majority_of(p, &p->members[0], p->votes)) return p->chosen;
     if (p->pending && !is_majority_of(p, &p->members[1], p->votes))
         limit = min64(limit, p->members[1].slot + p->config.config_delay - 1);
@@ -678,7 +679,7 @@ static void settle(struct paxos *p) {
     }
     propose_reports(p);
     /* A configuration among what was just chosen may need other promises than ours: first it must be known. */
-    if (p->known < p->settle_top) return;
+    if (p->known < p->settle_top && !(BUG(42) && p->chosen >= p->settle_top)) return;
     window_clear(p, &p->best);
     p->role = PAXOS_LEADING;
     p->failures = 0;
@@ -927,6 +928,7 @@ static void transfer_begin(struct paxos *p, uint16_t wish) {
 }
 /* We are no voter any more, or our disk is sick: somebody else should lead. */
 static bool should_go(const struct paxos *p) {
+    if (BUG(39)) return false;
     return !votes_in(p, &p->members[0], p->config.node) || stalled(p);
 }
 
@@ -1151,8 +1153,8 @@ static void on_catchup(struct paxos *p, const struct paxos_msg *m) {
     uint32_t at = 0;
     while (at < o->fetch_count && o->fetches[at].to != m->from) at++;
     if (at == o->fetch_count) o->fetch_count++;
-    o->fetches[at] =
-        (struct paxos_fetch){.to = m->from, .snapshot = m->slot <= p->cut, .from_slot = m->slot, .to_slot = top};
+    o->fetches[at] = (struct paxos_fetch){
+        .to = m->from, .snapshot = m->slot <= p->cut && !BUG(36), .from_slot = m->slot, .to_slot = top};
 }
 
 /* ------------------------------------------------------------------ messages: candidate, leader, learner */
@@ -1740,7 +1742,7 @@ static void forget_peer(struct paxos *p, uint16_t seat) {
 
 static void lead_with_new_members(struct paxos *p, bool was_alone) {
     p->config_round = p->round_last;
-    if (p->role == PAXOS_SETTLING && !is_majority(p, p->votes)) {
+    if (p->role == PAXOS_SETTLING && !is_majority(p, p->votes) && !BUG(32)) {
         /* Of what that majority has accepted nothing was reported to us: ask again, it as well. */
         follow(p, may_campaign(p) ? 0 : p->config.lease_ms);
         if (may_campaign(p)) p->election_at_ms = p->now_ms;
@@ -1814,7 +1816,8 @@ void paxos_install(struct paxos *p, uint64_t now_ms, paxos_slot slot, const stru
     for (uint32_t i = 0; i < p->log.capacity; i++) {
         if (p->log.cells[i].slot <= slot) cell_clear(p, &p->log.cells[i]);
     }
-    p->chosen = p->handed = p->known = slot;
+    p->handed = p->known = slot;
+    if (!BUG(37)) p->chosen = slot;
     p->stored = max64(p->stored, slot);
     p->cut = max64(p->cut, slot);
     p->members[0] = *governing;

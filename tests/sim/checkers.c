@@ -8,6 +8,7 @@
 struct attempt { /* one (slot, ballot): one value, and where it was accepted */
     struct ballot ballot;
     uint64_t value;
+    struct change change;
     uint16_t accepted;
 };
 struct slot_facts {
@@ -15,6 +16,7 @@ struct slot_facts {
     uint32_t count, capacity;
     bool chosen;
     uint64_t value;
+    struct change change;
 };
 struct heard {
     struct ballot ballot;
@@ -22,7 +24,7 @@ struct heard {
     uint32_t lease_ms;
 };
 struct node_facts {
-    paxos_slot applied;
+    paxos_slot applied, told; /* handed out; in takes before the last one, so that it was applied */
     struct heard heard[256];
     uint32_t heard_at;
     struct ballot grant; /* the highest ballot it acknowledged, over restarts */
@@ -32,12 +34,23 @@ struct node_facts {
     struct ballot leader, promise_leader; /* the highest that led; the same when that promise was made */
     uint64_t prepare_round, prepare_boot;
 };
+struct votes { /* by the stores that sit there */
+    uint64_t store_ids[SIM_NODES_MAX];
+};
 struct campaign { /* one ballot */
     struct ballot ballot;
-    uint16_t granted, promised; /* by whom, the own node included */
+    struct votes granted, promised; /* by whom; promised: with a report of what was accepted */
+    struct votes followed;          /* acknowledged its leader */
+    bool led;
+    bool released; /* its leader has given it up */
+    uint16_t heir; /* to whom */
 };
+enum { CAMPAIGNS = 8192, CONFIGS_MAX = 512 };
 struct checker {
-    struct campaign campaigns[1024];
+    struct campaign campaigns[CAMPAIGNS];
+    struct membership configs[CONFIGS_MAX]; /* as the chosen log says, ascending; the first one is the founding one */
+    uint32_t config_count;
+    paxos_slot prefix; /* every slot up to here is chosen, and its change is in `configs` */
     struct slot_facts *slots;
     size_t slot_capacity;
     struct node_facts nodes[SIM_NODES_MAX];
@@ -70,8 +83,77 @@ static struct attempt *attempt_find(struct slot_facts *f, struct ballot b) {
     }
     return NULL;
 }
+
+/* ------------------------------------------------------------------ configurations (P10) */
+
+static const struct membership *config_of(const struct world *w, paxos_slot slot) {
+    const struct checker *c = w->checker;
+    uint32_t at = c->config_count - 1;
+    while (at > 0 && slot < c->configs[at].slot + w->config_delay) at--;
+    return &c->configs[at];
+}
+static const struct membership *newest(const struct world *w) {
+    return &w->checker->configs[w->checker->config_count - 1];
+}
+static void prefix_on(struct world *w) {
+    struct checker *c = w->checker;
+    while (facts(w, c->prefix + 1)->chosen) {
+        const struct change change = facts(w, ++c->prefix)->change;
+        struct members m = {.now = *newest(w)};
+        if (change.kind == CHANGE_NONE || !members_change(&m, c->prefix, w->config_delay, &change)) continue;
+        must(c->config_count < CONFIGS_MAX);
+        c->configs[c->config_count++] = m.next;
+        world_trace(w, "slot %llu: voters %x learners %x", u(c->prefix), m.next.voters, m.next.learners);
+    }
+}
+static bool many_of(const struct membership *m, const struct votes *v) {
+    uint32_t count = 0;
+    for (uint16_t i = 0; i < SIM_NODES_MAX; i++) count += (m->voters >> i & 1) && v->store_ids[i] == m->store_ids[i];
+    return count > (uint32_t)__builtin_popcount(m->voters) / 2;
+}
+/* In every configuration that governs a slot above `above`, as far as the log up to `known` says. */
+static bool many(const struct world *w, paxos_slot above, paxos_slot known, const struct votes *v) {
+    for (uint32_t i = 0; i < w->checker->config_count; i++) {
+        const struct membership *m = &w->checker->configs[i];
+        const bool over =
+            i + 1 < w->checker->config_count && m[1].slot <= known && m[1].slot + w->config_delay <= above + 1;
+        if (!over && m->slot <= known && !many_of(m, v)) return false;
+    }
+    return true;
+}
+static void vote(const struct world *w, struct votes *v, uint16_t node) {
+    v->store_ids[node] = w->nodes[node].disk.store_id;
+}
+
+const struct membership *check_newest(const struct world *w) {
+    return newest(w);
+}
+paxos_slot check_prefix(const struct world *w) {
+    return w->checker->prefix;
+}
+bool check_member(const struct world *w, uint16_t node) {
+    return newest(w)->store_ids[node] == w->nodes[node].disk.store_id;
+}
+static bool works(const struct world *w, uint16_t node) {
+    return w->nodes[node].up && !w->nodes[node].wiped && !w->nodes[node].gone && w->object->paxos(w, node) != NULL;
+}
+/* The voters that are there, one left out, are a majority of every configuration in force. */
+bool check_can_spare(const struct world *w, uint16_t node) {
+    struct votes v = {{0}};
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (i != node && works(w, i)) vote(w, &v, i);
+    }
+    return many(w, w->checker->prefix, w->checker->prefix, &v);
+}
+bool check_can_lead(const struct world *w, uint16_t node) {
+    return works(w, node) && check_member(w, node) && (newest(w)->voters >> node & 1);
+}
+
 /* P2: this value exists under (slot, ballot). */
-static struct attempt *attempt_note(struct world *w, uint16_t node, paxos_slot slot, struct ballot b, uint64_t value) {
+static struct attempt *attempt_note(struct world *w, uint16_t node, const struct paxos_entry *e) {
+    const paxos_slot slot = e->slot;
+    const struct ballot b = e->ballot;
+    const uint64_t value = digest(e->value);
     struct slot_facts *f = facts(w, slot);
     struct attempt *a = attempt_find(f, b);
     if (a != NULL) {
@@ -86,22 +168,38 @@ static struct attempt *attempt_note(struct world *w, uint16_t node, paxos_slot s
     }
     a = &f->attempts[f->count++];
     *a = (struct attempt){.ballot = b, .value = value};
+    if (w->object->change != NULL) a->change = w->object->change(e->value);
     return a;
 }
 static void attempt_accepted(struct world *w, uint16_t node, paxos_slot slot, struct attempt *a) {
-    a->accepted |= (uint16_t)(1u << node);
-    if ((uint32_t)__builtin_popcount(a->accepted) < w->node_count / 2u + 1) return;
+    if (w->checker->prefix + w->config_delay < slot) {
+        world_fail(w, "P10: n%u accepts slot %llu, whose configuration slot %llu decides, which nobody has chosen",
+                   node, u(slot), u(w->checker->prefix + 1));
+        return;
+    }
+    const struct membership *m = config_of(w, slot);
+    if (m->store_ids[node] == w->nodes[node].disk.store_id) a->accepted |= (uint16_t)(1u << node);
+    const uint16_t counted = a->accepted & m->voters;
+    if (__builtin_popcount(counted) <= __builtin_popcount(m->voters) / 2) return;
     struct slot_facts *f = facts(w, slot);
     if (f->chosen && f->value != a->value)
         world_fail(w, "P2: slot %llu has two chosen values, the second under ballot %llu.%u", u(slot),
                    u(a->ballot.round), a->ballot.node);
     f->chosen = true;
     f->value = a->value;
+    f->change = a->change;
+    prefix_on(w);
 }
 
 void check_begin(struct world *w) {
     w->checker = calloc(1, sizeof *w->checker);
     must(w->checker != NULL);
+}
+void check_founded(struct world *w) {
+    uint64_t ids[PAXOS_NODES_MAX];
+    for (uint16_t i = 0; i < w->founders; i++) ids[i] = w->nodes[i].disk.store_id;
+    membership_founding(&w->checker->configs[0], w->founders, ids);
+    w->checker->config_count = 1;
 }
 void check_release(struct world *w) {
     for (size_t i = 0; i < w->checker->slot_capacity; i++) free(w->checker->slots[i].attempts);
@@ -110,7 +208,8 @@ void check_release(struct world *w) {
 }
 void check_start(struct world *w, uint16_t node) {
     struct node_facts *n = &w->checker->nodes[node];
-    n->applied = w->nodes[node].disk.chosen;
+    const struct disk *d = &w->nodes[node].disk;
+    n->applied = n->told = d->chosen > d->snapshot.slot ? d->chosen : d->snapshot.slot;
     memset(n->heard, 0, sizeof n->heard);
 }
 
@@ -123,7 +222,8 @@ void check_durable(struct world *w, uint16_t node, const struct disk_write *t) {
     if (t->chosen != 0 && t->chosen < d->chosen) world_fail(w, "P4: chosen of n%u goes down", node);
     for (uint32_t i = 0; i < t->count; i++) {
         const struct paxos_entry *e = &t->entries[i];
-        struct attempt *a = attempt_note(w, node, e->slot, e->ballot, digest(e->value));
+        if (e->slot <= d->cut) continue;
+        struct attempt *a = attempt_note(w, node, e);
         attempt_accepted(w, node, e->slot, a);
     }
 }
@@ -131,13 +231,9 @@ void check_durable(struct world *w, uint16_t node, const struct disk_write *t) {
 /* ------------------------------------------------------------------ messages */
 
 static struct campaign *campaign(struct world *w, struct ballot b) {
-    struct campaign *c = &w->checker->campaigns[(b.round * SIM_NODES_MAX + b.node) % 1024];
+    struct campaign *c = &w->checker->campaigns[(b.round * SIM_NODES_MAX + ballot_seat(b)) % CAMPAIGNS];
     if (!ballot_equal(c->ballot, b)) *c = (struct campaign){.ballot = b};
-    c->granted |= (uint16_t)(1u << b.node);
     return c;
-}
-static bool many(const struct world *w, uint16_t mask) {
-    return (uint32_t)__builtin_popcount(mask) >= w->node_count / 2u + 1;
 }
 static void promise_is_durable(struct world *w, uint16_t node, struct ballot b, const char *what) {
     if (ballot_compare(w->nodes[node].disk.promised, b) < 0)
@@ -147,7 +243,17 @@ static void promise_is_durable(struct world *w, uint16_t node, struct ballot b, 
 static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg *m) {
     struct node_facts *n = &w->checker->nodes[from];
     promise_is_durable(w, from, m->ballot, "the prepare");
-    if (!many(w, campaign(w, m->ballot)->granted))
+    struct campaign *c = campaign(w, m->ballot);
+    vote(w, &c->granted, from);
+    bool let = many(w, n->told, n->told, &c->granted);
+    if (m->promised.round > 0) {
+        const struct campaign *before = campaign(w, m->promised);
+        if (!before->released || before->heir != from)
+            world_fail(w, "P13: n%u says it was handed %llu.%u, and was not", from, u(m->promised.round),
+                       ballot_seat(m->promised));
+        let = true;
+    }
+    if (!let)
         world_fail(w, "P7: n%u prepares %llu.%u, a majority did not let it", from, u(m->ballot.round), m->ballot.node);
     const uint64_t boot = w->nodes[from].boot;
     if (n->prepare_round >= m->ballot.round && n->prepare_boot != boot)
@@ -174,6 +280,7 @@ static void check_accepted(struct world *w, uint16_t from, const struct paxos_ms
     const struct disk *d = &w->nodes[from].disk;
     promise_is_durable(w, from, m->ballot, "the acceptance");
     for (paxos_slot s = m->slot; s <= m->slot_last; s++) {
+        if (s <= d->cut) continue;
         const struct disk_entry *e = disk_at(d, s);
         if (s <= d->cut) continue; /* a checkpoint holds its effect */
         const bool settled = paxos_chosen(w->object->paxos(w, from)) >= s;
@@ -194,7 +301,8 @@ static void check_grant(struct world *w, uint16_t from, const struct paxos_msg *
     for (uint32_t i = 0; i < 256; i++) {
         if (n->heard[i].round == m->round && ballot_equal(n->heard[i].ballot, m->ballot)) h = &n->heard[i];
     }
-    if (h == NULL) return; /* long ago: its grant has nearly ended */
+    if (h == NULL) return;                        /* long ago: its grant has nearly ended */
+    if (campaign(w, m->ballot)->released) return; /* void, whenever it was given */
     if (w->nodes[from].disk.lease_ms_max < h->lease_ms)
         world_fail(w, "P8: n%u grants a lease of %u ms, its disk knows %u", from, h->lease_ms,
                    w->nodes[from].disk.lease_ms_max);
@@ -211,12 +319,31 @@ static void check_grant(struct world *w, uint16_t from, const struct paxos_msg *
 
 /* Who leads has the promises of a majority, its own on its disk; and grants itself what it asks of others. */
 static void check_leads(struct world *w, uint16_t node, const struct paxos_msg *m) {
-    promise_is_durable(w, node, m->ballot, "leading");
-    if (!many(w, campaign(w, m->ballot)->promised | (uint16_t)(1u << node)))
-        world_fail(w, "P2: n%u leads under %llu.%u without the promises of a majority", node, u(m->ballot.round),
-                   m->ballot.node);
-    if (m->round == 0) return;
     struct node_facts *n = &w->checker->nodes[node];
+    struct campaign *c = campaign(w, m->ballot);
+    promise_is_durable(w, node, m->ballot, "leading");
+    vote(w, &c->promised, node);
+    const bool leading = paxos_role(w->object->paxos(w, node)) == PAXOS_LEADING;
+    if (!c->led && !many(w, n->told, n->told, &c->promised))
+        world_fail(w, "P10: n%u leads under %llu.%u without the promises of a majority", node, u(m->ballot.round),
+                   m->ballot.node);
+    if (c->released)
+        world_fail(w, "P13: n%u goes on leading under %llu.%u, which it gave up", node, u(m->ballot.round),
+                   m->ballot.node);
+    c->led = c->led || leading;
+    for (uint32_t i = 0; i < m->entry_count; i++) {
+        struct votes v = c->promised;
+        for (uint16_t j = 0; leading && j < SIM_NODES_MAX; j++) {
+            if (c->followed.store_ids[j] != 0) v.store_ids[j] = c->followed.store_ids[j];
+        }
+        if (w->checker->prefix + w->config_delay < m->entries[i].slot)
+            world_fail(w, "P10: n%u proposes slot %llu, slot %llu is not chosen", node, u(m->entries[i].slot),
+                       u(w->checker->prefix + 1));
+        else if (!many_of(config_of(w, m->entries[i].slot), &v))
+            world_fail(w, "P10: n%u proposes slot %llu without the promises of a majority there", node,
+                       u(m->entries[i].slot));
+    }
+    if (m->round == 0) return;
     if (ballot_compare(m->ballot, n->leader) > 0) n->leader = m->ballot;
     if (ballot_compare(m->ballot, n->grant) < 0) return;
     n->grant = m->ballot;
@@ -227,26 +354,34 @@ void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet
     struct paxos_msg m;
     if (!w->object->message(w, p, &m)) return;
     object_trace(w, from, to, &m);
-    if (w->nodes[from].wiped) world_fail(w, "P11: n%u lost its disk and speaks Paxos again", from);
+    if (w->object->paxos(w, from) != NULL && w->nodes[from].wiped)
+        world_fail(w, "P11: n%u lost its disk and speaks Paxos again", from);
     switch (m.kind) {
     case PAXOS_MSG_PREVOTE_REPLY:
-        if (m.granted) campaign(w, m.ballot)->granted |= (uint16_t)(1u << from);
+        if (m.granted) vote(w, &campaign(w, m.ballot)->granted, from);
         break;
     case PAXOS_MSG_PREPARE: check_prepare(w, from, &m); break;
     case PAXOS_MSG_PROMISE:
         check_promise(w, from, &m);
-        if (m.slot_last == UINT64_MAX) campaign(w, m.ballot)->promised |= (uint16_t)(1u << from);
+        if (m.slot_last == UINT64_MAX) vote(w, &campaign(w, m.ballot)->promised, from);
         break;
     case PAXOS_MSG_ACCEPTED:
         check_accepted(w, from, &m);
         check_grant(w, from, &m);
+        vote(w, &campaign(w, m.ballot)->followed, from);
         break;
-    case PAXOS_MSG_HEARTBEAT_ACK: check_grant(w, from, &m); break;
+    case PAXOS_MSG_HEARTBEAT_ACK:
+        check_grant(w, from, &m);
+        vote(w, &campaign(w, m.ballot)->followed, from);
+        break;
+    case PAXOS_MSG_TRANSFER: campaign(w, m.ballot)->heir = to; /* fall through */
+    case PAXOS_MSG_RELEASE:
+        if (ballot_seat(m.ballot) == from) campaign(w, m.ballot)->released = true;
+        break;
     case PAXOS_MSG_HEARTBEAT: check_leads(w, from, &m); break;
     case PAXOS_MSG_ACCEPT:
         check_leads(w, from, &m);
-        for (uint32_t i = 0; i < m.entry_count; i++)
-            (void)attempt_note(w, from, m.entries[i].slot, m.entries[i].ballot, digest(m.entries[i].value));
+        for (uint32_t i = 0; i < m.entry_count; i++) (void)attempt_note(w, from, &m.entries[i]);
         break;
     default: break;
     }
@@ -273,7 +408,7 @@ void check_promises(struct world *w, uint16_t node, const struct paxos_output *o
             i < out->send_after_count ? &out->sends_after[i] : &out->sends_now[i - out->send_after_count];
         if (m->kind != PAXOS_MSG_PROMISE || !out->save_promise || !ballot_equal(m->ballot, out->promised)) continue;
         if (ballot_compare(n->leader, n->grant) <= 0 && m->ballot.node != n->grant.node && n->grant.round > 0 &&
-            now < n->grant_until_ms)
+            now < n->grant_until_ms && !campaign(w, n->grant)->released)
             world_fail(w, "P8: n%u promises n%u while its grant to n%u lasts", node, m->ballot.node, n->grant.node);
         n->promise = m->ballot;
         n->promise_ms = now;
@@ -283,6 +418,7 @@ void check_promises(struct world *w, uint16_t node, const struct paxos_output *o
 
 void check_applies(struct world *w, uint16_t node, const struct paxos_output *out) {
     struct node_facts *n = &w->checker->nodes[node];
+    n->told = n->applied;
     for (uint32_t i = 0; i < out->apply_count; i++) {
         const struct paxos_entry *e = &out->applies[i];
         if (e->slot != n->applied + 1)
@@ -310,6 +446,8 @@ void check_read(struct world *w, uint16_t node, paxos_slot before, const char *b
 }
 void check_turn(struct world *w, uint16_t node) {
     if (w->wild || !believes(w, node)) return;
+    if (campaign(w, paxos_ballot(w->object->paxos(w, node)))->released)
+        world_fail(w, "P13: n%u believes the lease of a ballot it gave up", node);
     check_read(w, node, w->checker->acknowledged_max, "lease");
     for (uint16_t i = 0; i < w->node_count; i++) {
         if (i != node && believes(w, i)) world_fail(w, "P8: n%u and n%u believe their leases at one time", node, i);
@@ -347,9 +485,19 @@ void check_applied_is(struct world *w, uint16_t node, paxos_slot slot) {
     }
     n->applied = slot;
 }
+/* A snapshot is in the place of every slot up to there. */
+void check_installed(struct world *w, uint16_t node, paxos_slot slot, const struct members *members) {
+    struct node_facts *n = &w->checker->nodes[node];
+    if (slot > w->checker->prefix) world_fail(w, "P2: n%u installs slot %llu, which nobody has chosen", node, u(slot));
+    const struct membership *want = newest(w);
+    while (want->slot > slot) want--;
+    if (members->now.voters != 0 && !membership_equal(members_newest(members), want))
+        world_fail(w, "P10: n%u installs another membership than slot %llu has", node, u(slot));
+    if (slot > n->applied) n->applied = n->told = slot;
+}
 void check_end(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {
-        if (w->nodes[i].wiped || w->nodes[i].gone) continue;
+        if (w->nodes[i].wiped || w->nodes[i].gone || !check_member(w, i)) continue;
         if (w->checker->nodes[i].applied < w->checker->acknowledged_max)
             world_fail(w, "n%u has applied %llu slots, %llu are acknowledged", i, u(w->checker->nodes[i].applied),
                        u(w->checker->acknowledged_max));

@@ -12,12 +12,17 @@
  *   P8  no acceptor promises another node while its grant lasts
  *       at any true time at most one node believes its lease
  *       who believes it, or has a confirmed round, has applied all that was acknowledged before
+ *   P10 what a slot has chosen is judged by the configuration that the chosen log makes for it, by stores; nobody
+ *       accepts or proposes a slot before that is settled; who proposes there has the promises of a majority of it
+ *   P13 a ballot that was handed over is led and believed by nobody, and only the heir goes without votes
  *   and nothing acknowledged is ever lost. */
 #pragma once
 #include "tests/sim/world.h"
 
 void check_begin(struct world *w);
 void check_release(struct world *w);
+/* The disks have their store ids: the first w->founders nodes are the cluster. */
+void check_founded(struct world *w);
 void check_start(struct world *w, uint16_t node);
 /* A transaction is durable now. */
 void check_durable(struct world *w, uint16_t node, const struct disk_write *t);
@@ -30,6 +35,15 @@ void check_promises(struct world *w, uint16_t node, const struct paxos_output *o
 void check_applies(struct world *w, uint16_t node, const struct paxos_output *out);
 /* Where applies are not seen: the node says it has applied everything up to here. */
 void check_applied_is(struct world *w, uint16_t node, paxos_slot slot);
+/* A snapshot took the place of the log up to `slot`. */
+void check_installed(struct world *w, uint16_t node, paxos_slot slot, const struct members *members);
+/* As the chosen log says: the newest membership; how far the log is chosen without a gap; does it name this node's
+ * store; can the cluster work without this node; is it a voter that is there. */
+const struct membership *check_newest(const struct world *w);
+paxos_slot check_prefix(const struct world *w);
+bool check_member(const struct world *w, uint16_t node);
+bool check_can_spare(const struct world *w, uint16_t node);
+bool check_can_lead(const struct world *w, uint16_t node);
 /* The end of a turn. */
 void check_turn(struct world *w, uint16_t node);
 /* The store is read for a peer: slot `slot` as chosen. */

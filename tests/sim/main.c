@@ -68,11 +68,8 @@ static void calm_stretch(struct world *w) {
     const uint16_t n = w->node_count;
     uint16_t odd = (uint16_t)world_below(w, n);
     const uint64_t way = world_below(w, 3);
-    for (uint16_t i = 0; i < n; i++) {
-        if (w->nodes[i].wiped) odd = i; /* of the others perhaps none can be spared */
-    }
-    const bool gone = !all_there(w) && !w->nodes[odd].wiped;
-    if (n >= 3 && odd != leader && !gone) {
+    for (uint16_t i = 0; i < n && !check_can_spare(w, odd); i++) odd = i;
+    if (odd != leader && check_can_spare(w, odd)) {
         static const char *const words[] = {"is deaf", "is dumb", "and the leader do not reach each other"};
         world_trace(w, "n%u %s", odd, words[way]);
         for (uint16_t i = 0; i < n; i++) {
@@ -111,7 +108,7 @@ static void both_ways(struct world *w, uint16_t a, uint16_t b, bool cut) {
 static void star_stretch(struct world *w) {
     const uint16_t n = w->node_count;
     uint16_t hub = (uint16_t)world_below(w, n);
-    while (w->nodes[hub].wiped) hub = (uint16_t)((hub + 1) % n);
+    while (!check_can_lead(w, hub)) hub = (uint16_t)((hub + 1) % n);
     if (world_chance(w, 400000)) {
         world_trace(w, "n%u is cut off, and will be the hub", hub);
         for (uint16_t i = 0; i < n; i++) both_ways(w, i, hub, true);
@@ -161,13 +158,15 @@ static struct result run(const struct sim_object *object, uint64_t seed, uint16_
     /* a commit that began on a slow disk may still take its time */
     if (!w.failed) world_run_until(&w, w.now_us + QUIET_MS * 1000);
     if (!w.failed) calm_stretch(&w);
-    if (!w.failed && w.node_count >= 3 && all_there(&w)) {
-        if (w.node_count >= 4 && world_chance(&w, 700000))
+    if (!w.failed && all_there(&w)) {
+        const int voters = __builtin_popcount(check_newest(&w)->voters);
+        if (voters >= 4 && (voters < w.node_count || world_chance(&w, 700000)))
             star_stretch(&w);
-        else
+        else if (voters >= 3 && voters == w.node_count)
             chain_stretch(&w);
     }
     if (!w.failed) (void)settle(&w);
+    if (!w.failed && w.object->stretch != NULL) w.object->stretch(&w);
     if (!w.failed) w.object->end(&w);
     r.virtual_us = w.now_us;
     r.events = w.events;

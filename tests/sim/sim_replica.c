@@ -347,7 +347,7 @@ static bool message(const struct world *w, const struct packet *p, struct paxos_
 
 const struct sim_object sim_replica = {.name = "replica",
                                        .connections = true,
-                                       .wipes = true,
+                                       .wipes = 1,
                                        .begin = begin,
                                        .start = start,
                                        .stop = stop,

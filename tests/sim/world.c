@@ -322,6 +322,7 @@ static void write_apply(struct world *w, uint16_t node, const struct disk_write 
     if (t->save_record) d->record = t->record;
     for (uint32_t i = 0; i < t->count; i++) {
         const struct paxos_entry *e = &t->entries[i];
+        if (e->slot <= d->cut) continue; /* came late: nobody will ask for it */
         while (e->slot >= d->entry_capacity) {
             const size_t old = d->entry_capacity;
             d->entry_capacity = old ? old * 2 : 256;
@@ -332,6 +333,13 @@ static void write_apply(struct world *w, uint16_t node, const struct disk_write 
         d->entries[e->slot] = (struct disk_entry){.ballot = e->ballot, .data = copy(e->value), .bytes = e->value.bytes};
         if (e->slot > d->top) d->top = e->slot;
     }
+}
+void disk_cut(struct disk *d, paxos_slot slot) {
+    for (paxos_slot s = d->cut + 1; s <= slot && s < d->entry_capacity; s++) {
+        free(d->entries[s].data);
+        d->entries[s] = (struct disk_entry){0};
+    }
+    if (slot > d->cut) d->cut = slot;
 }
 static void disk_forget(struct disk *d, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) write_release(&d->queue[i]);
@@ -399,16 +407,18 @@ static void disk_done(struct world *w, uint16_t node) {
 }
 void disk_read(const struct disk *d, struct paxos_saved *ret_saved, struct paxos_entry *entries, uint32_t entries_max) {
     uint32_t count = 0;
-    for (paxos_slot s = d->chosen + 1; s <= d->top; s++) {
+    /* an install that was cut short: the snapshot is there, the log does not know */
+    const paxos_slot chosen = d->chosen > d->snapshot.slot ? d->chosen : d->snapshot.slot;
+    for (paxos_slot s = chosen + 1; s <= d->top; s++) {
         const struct disk_entry *e = disk_at(d, s);
         if (e == NULL) continue;
         must(count < entries_max);
         entries[count++] = (struct paxos_entry){.slot = s, .ballot = e->ballot, .value = slice_of(e->data, e->bytes)};
     }
     *ret_saved = (struct paxos_saved){.promised = d->promised,
-                                      .cut = d->cut,
                                       .lease_ms_max = d->lease_ms_max,
-                                      .chosen = d->chosen,
+                                      .chosen = chosen,
+                                      .cut = d->cut,
                                       .accepted = entries,
                                       .accepted_count = count,
                                       .restarted = d->used};
@@ -682,8 +692,9 @@ static void begin_coup(struct world *w) {
 }
 
 /* Could the others still be a majority if this one never came back?  A cluster needs everybody until it has formed. */
-static bool may_spare(const struct world *w, uint16_t node) {
+static bool may_spare(struct world *w, uint16_t node) {
     uint32_t lost = 1;
+    if (w->object->may_wipe != NULL) return !w->nodes[node].gone && w->object->may_wipe(w, node);
     for (uint16_t i = 0; i < w->node_count; i++) {
         const bool out = w->nodes[i].gone || w->nodes[i].wiped;
         if (!out && w->object->wipes && w->nodes[i].disk.record.cluster_id == 0) return false;
@@ -742,9 +753,9 @@ static void fault(struct world *w) {
     case 1:
         if (w->swarm.crashes && n->up) {
             world_crash(w, node);
-            if (w->swarm.wipes && n->disk.record.cluster_id != 0 && may_spare(w, node)) {
+            if (w->swarm.wipes > 0 && n->disk.record.cluster_id != 0 && may_spare(w, node)) {
                 wipe(w, node);
-                w->swarm.wipes = false;
+                w->swarm.wipes--;
             }
             schedule(w, w->now_us + world_between(w, 1, 2000) * 1000, EVENT_RESTART, node, NULL);
         }
@@ -827,7 +838,12 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     static const uint16_t counts[] = {3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 1, 2, 4, 6, 7};
     uint16_t drawn = counts[world_below(w, 15)];
     if (drawn > SIM_NODES_MAX) drawn = SIM_NODES_MAX;
-    w->node_count = node_count != 0 ? node_count : drawn;
+    w->node_count = w->founders = node_count != 0 ? node_count : drawn;
+    w->config_delay = PAXOS_CONFIG_DELAY;
+    if (object->change != NULL && node_count == 0) { /* some are there from the beginning, some come later */
+        const uint16_t all = (uint16_t)(w->founders + world_between(w, 0, 3));
+        w->node_count = all < SIM_NODES_MAX ? all : SIM_NODES_MAX;
+    }
     w->now_us = world_between(w, 0, 999);
     static const uint64_t loads[] = {500, 2000, 5000, 15000, 40000, 100000};
     w->load_us = loads[world_below(w, 6)];
@@ -845,7 +861,10 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     w->swarm.disks = world_chance(w, 500000);
     w->swarm.topologies = world_chance(w, 300000) && w->node_count >= 3;
     w->swarm.coups = world_chance(w, 400000);
-    w->swarm.wipes = world_chance(w, 150000) && w->node_count >= 3 && object->wipes;
+    w->swarm.wipes = world_chance(w, 150000) && w->node_count >= 3 ? object->wipes : 0;
+    w->swarm.members = object->change != NULL && world_chance(w, 700000);
+    if (!w->swarm.members) w->node_count = w->founders;
+    w->swarm.checkpoints = object->change != NULL && world_chance(w, 500000);
     if (w->swarm.coups && world_chance(w, 600000)) w->swarm.cuts = w->swarm.topologies = w->swarm.crashes = false;
     static const uint32_t gaps[] = {20, 100, 300, 800};
     w->swarm.gap_ms = gaps[world_below(w, 4)];
@@ -859,6 +878,7 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
         n->disk.store_id = world_random(w) | 1;
         n->alloc = (struct alloc){.resize = counted_resize, .context = n};
     }
+    check_founded(w);
     object->begin(w);
     for (uint16_t i = 0; i < w->node_count; i++)
         schedule(w, w->now_us + world_below(w, 300000), EVENT_RESTART, i, NULL);

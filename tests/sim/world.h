@@ -12,8 +12,9 @@
 #include "common/alloc.h"
 #include "lockd/core/identity.h"
 #include "lockd/core/paxos.h"
+#include "tests/sim/members.h"
 
-enum { SIM_NODES_MAX = 5, SIM_DRIFT_PPM = 10000 };
+enum { SIM_NODES_MAX = 7, SIM_DRIFT_PPM = 10000 };
 
 struct world;
 
@@ -59,6 +60,10 @@ struct disk {
     uint32_t lease_ms_max;
     paxos_slot chosen;
     struct identity_record record;
+    struct { /* of plain Paxos: the state as of `slot`, durable at once; 0: none */
+        paxos_slot slot;
+        struct members members;
+    } snapshot;
     struct disk_entry *entries; /* by slot */
     size_t entry_capacity;
     paxos_slot top;
@@ -84,7 +89,7 @@ struct held { /* waits for a batch */
 };
 struct sim_node {
     bool up;
-    bool wiped;           /* lost its disk after the cluster had formed */
+    bool wiped;           /* lost its disk after the cluster had formed, and was not taken in again */
     bool gone;            /* never comes back: its disk is damaged, or it is not of the majority that is healed */
     uint32_t crash_after; /* it dies inside its turn, when it has saved and sent so often; 0: it does not */
     bool dying;           /* it has: nothing more of this turn gets out */
@@ -111,7 +116,7 @@ struct sim_object {
     /* Messages travel on connections: in order, none missing, until one breaks; then both ends' INPUT_LINK tells of the
      * end and of the next one.  False: a network that loses, repeats and reorders single messages. */
     bool connections;
-    bool wipes;                     /* a node may lose its disk: it must stand aside from then on (P11) */
+    uint32_t wipes;                 /* how many nodes may lose their disks: they must stand aside from then on (P11) */
     void (*begin)(struct world *w); /* before the first start; may set w->user */
     void (*start)(struct world *w, uint16_t node); /* from its disk */
     void (*stop)(struct world *w, uint16_t node);  /* its memory is gone */
@@ -123,7 +128,12 @@ struct sim_object {
     bool (*settled)(struct world *w);                 /* ... is it? */
     void (*end)(struct world *w);                     /* last checks; faults are off, everything settled */
     void (*release)(struct world *w);                 /* w->user */
+    /* The disk of this node may be lost now.  NULL: whenever the node belongs to a cluster. */
+    bool (*may_wipe)(struct world *w, uint16_t node);
+    void (*stretch)(struct world *w); /* something of its own in calm times; may be NULL */
     /* for the checkers */
+    /* What a value changes in the membership; NULL: nothing ever does. */
+    struct change (*change)(struct slice value);
     const struct paxos *(*paxos)(const struct world *w, uint16_t node); /* NULL: none yet */
     bool (*message)(const struct world *w, const struct packet *p,
                     struct paxos_msg *ret_message); /* false: no Paxos in it */
@@ -146,6 +156,8 @@ struct world {
     uint64_t seed, random[4];
     uint64_t now_us;
     uint16_t node_count;
+    uint16_t founders; /* the first ones; the others join later */
+    uint32_t config_delay;
     struct sim_node nodes[SIM_NODES_MAX];
     struct link links[SIM_NODES_MAX][SIM_NODES_MAX];
     struct event *heap;
@@ -156,7 +168,8 @@ struct world {
     bool wild; /* clocks step: what hangs on their rates is not promised, what hangs on the log is */
     struct {   /* which classes of fault this seed has */
         bool loss, duplicate, reorder, cuts, crashes, points, kills, pauses, disks, damage, clogs, topologies, coups,
-            wipes;
+            members, checkpoints;
+        uint32_t wipes;  /* left */
         uint32_t gap_ms; /* mean time between faults */
     } swarm;
     struct { /* a leader is cut off with work in hand, another takes over and dies just when the first comes back */
@@ -196,6 +209,9 @@ void disk_read(const struct disk *d, struct paxos_saved *ret_saved, struct paxos
 
 void world_fail(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void world_trace(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The entries up to there are not needed any more. */
+void disk_cut(struct disk *d, paxos_slot slot);
 
 /* From the driver: */
 void world_init(struct world *w, const struct sim_object *object, uint64_t seed, uint16_t node_count, bool trace);
