@@ -162,11 +162,11 @@ static struct result run(const struct sim_object *object, uint64_t seed, uint16_
         const int voters = __builtin_popcount(check_newest(&w)->voters);
         if (voters >= 4 && (voters < w.node_count || world_chance(&w, 700000)))
             star_stretch(&w);
-        else if (voters >= 3 && voters == w.node_count)
+        else if (voters >= 3 && voters <= 5 && voters == w.node_count) /* more: three in a row are no majority */
             chain_stretch(&w);
     }
-    if (!w.failed) (void)settle(&w);
     if (!w.failed && w.object->stretch != NULL) w.object->stretch(&w);
+    if (!w.failed) (void)settle(&w);
     if (!w.failed) w.object->end(&w);
     r.virtual_us = w.now_us;
     r.events = w.events;

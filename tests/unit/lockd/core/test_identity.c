@@ -369,6 +369,64 @@ START_TEST(a_record_of_our_own_disk_that_names_another_store_is_not_ours) {
 }
 END_TEST
 
+/* What the cluster says of itself later replaces what was known, and only that. */
+static struct identity_msg news(paxos_slot slot, uint64_t store_2) {
+    struct identity_msg m = {
+        .is_answer = true, .from = 1, .to = 0, .node_count = 3, .store_id = 101, .asked_store = 100, .asked_boot = 10};
+    m.record = nodes[0].record;
+    m.record.members.slot = slot;
+    m.record.members.store_ids[2] = store_2;
+    m.record.members.voters = store_2 != 0 ? 7 : 3;
+    return m;
+}
+START_TEST(the_newest_membership_stands) {
+    form();
+    struct identity_msg answer, m = news(7, 0);
+    bool reply, save;
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(save);
+    ck_assert(!identity_saved(&nodes[0])); /* it was formed before */
+    ck_assert(!identity_admitted(&nodes[0], 2) && identity_admitted(&nodes[0], 1));
+    m = news(6, 102); /* older news change nothing */
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(!save);
+    ck_assert_uint_eq(nodes[0].record.members.slot, 7);
+    m = news(7, 102); /* two truths for one slot */
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OTHER_CLUSTER);
+    ck_assert(!save);
+    const struct membership log = news(9, 105).record.members;
+    ck_assert(identity_members(&nodes[0], &log)); /* our own log says so */
+    ck_assert(!identity_members(&nodes[0], &log));
+    ck_assert_uint_eq(nodes[0].record.members.store_ids[2], 105);
+}
+END_TEST
+
+START_TEST(who_was_removed_stands_aside_until_it_is_added_again) {
+    form();
+    struct membership without = nodes[0].record.members;
+    without.slot = 7;
+    without.voters = 6;
+    without.store_ids[0] = 0;
+    ck_assert(identity_members(&nodes[0], &without));
+    ck_assert_int_eq(nodes[0].state, IDENTITY_OUTCAST);
+    ck_assert(!identity_admitted(&nodes[0], 1));
+    struct identity_msg answer, m = news(8, 102);
+    m.record.members.voters = 6;
+    m.record.members.learners = 1;
+    m.record.members.store_ids[0] = 100;
+    m.record.members.generation[0] = 1;
+    bool reply, save;
+    m.record.members.slot = 7; /* no news: it would be the old truth */
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_WE_ARE_OUTCAST);
+    m.record.members.slot = 8;
+    ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), IDENTITY_OK);
+    ck_assert(save);
+    ck_assert(identity_saved(&nodes[0]));
+    ck_assert_int_eq(nodes[0].state, IDENTITY_FORMED);
+    ck_assert_uint_eq(identity_generation(&nodes[0]), 1);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("identity");
     TCase *tc = tcase_create("identity");
@@ -384,6 +442,8 @@ int main(void) {
     tcase_add_loop_test(tc, a_wrong_frame_is_named_and_changes_nothing, 0, sizeof wrong / sizeof wrong[0]);
     tcase_add_test(tc, the_count_matters_until_a_cluster_has_formed);
     tcase_add_test(tc, a_record_of_another_cluster_replaces_nothing);
+    tcase_add_test(tc, the_newest_membership_stands);
+    tcase_add_test(tc, who_was_removed_stands_aside_until_it_is_added_again);
     tcase_add_test(tc, of_two_records_the_first_stays);
     tcase_add_loop_test(tc, a_record_that_cannot_be_is_not_adopted, 0, sizeof impossible / sizeof impossible[0]);
     tcase_add_test(tc, one_node_forms_alone_once);

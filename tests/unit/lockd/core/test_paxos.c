@@ -1182,6 +1182,295 @@ START_TEST(large_values_travel_one_by_one) {
 }
 END_TEST
 
+/* ------------------------------------------------------------------ membership, hand-over, the log's beginning */
+
+/* A configuration as the entry of that slot makes it: the founders, voters and learners by mask. */
+static struct membership made(paxos_slot slot, uint16_t voters, uint16_t learners) {
+    struct membership m = {.slot = slot, .voters = voters, .learners = learners};
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        if ((voters | learners) >> i & 1) m.store_ids[i] = 101u + i;
+    }
+    return m;
+}
+/* Every node of the cluster has applied the entry of that slot. */
+static void tell_all(const struct membership *m) {
+    for (uint16_t i = 0; i < node_count; i++) {
+        paxos_members(nodes[i].p, now_ms, m);
+        drain(i);
+    }
+    deliver_all();
+}
+
+START_TEST(a_membership_that_cannot_be_is_refused) {
+    struct membership m = made(5, 7, 8);
+    ck_assert(membership_makes_sense(&m));
+    ck_assert_uint_eq(membership_seat_of(&m, 104), 3);
+    ck_assert_uint_eq(membership_seat_of(&m, 0), PAXOS_NODES_MAX);
+    struct membership other = m;
+    other.generation[3] = 1;
+    ck_assert(!membership_equal(&m, &other));
+    ck_assert_uint_eq(member_of(&other, 3), 1 << 4 | 3);
+    ck_assert_uint_eq(ballot_seat((struct ballot){1, member_of(&other, 3)}), 3);
+    other.generation[3] = MEMBER_GENERATION_MAX + 1;
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.learners = 9; /* votes and learns */
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.voters = 0;
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.store_ids[3] = 0; /* nobody in a seat */
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.store_ids[3] = 101; /* one store twice */
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.store_ids[5] = 9; /* a store in no seat */
+    ck_assert(!membership_makes_sense(&other));
+    other = m, other.slot = UINT64_MAX;
+    ck_assert(!membership_makes_sense(&other));
+}
+END_TEST
+
+/* Three become two: the change is brought into effect without anybody's work, and then one of them is not enough. */
+START_TEST(a_change_takes_effect_by_itself) {
+    cluster(3);
+    run_until(now_ms + 1000);
+    const int leader = leader_of();
+    ck_assert_int_eq(give(leader, 1), PAXOS_TAKEN);
+    drain((uint16_t)leader);
+    run_until(now_ms + 200);
+    const uint16_t out_seat = (uint16_t)((leader + 1) % 3);
+    const struct membership m = made(nodes[leader].applied, (uint16_t)(7 & ~(1u << out_seat)), 0);
+    tell_all(&m);
+    ck_assert(membership_equal(paxos_members_newest(nodes[leader].p), &m));
+    run_until(now_ms + 500);
+    ck_assert_uint_ge(paxos_chosen(nodes[leader].p), m.slot + PAXOS_CONFIG_DELAY - 1);
+    nodes[(leader + 2) % 3].cut = true; /* the removed one alone is no majority with the leader */
+    run_until(now_ms + 1000);
+    ck_assert_int_ne(paxos_role(nodes[leader].p), PAXOS_LEADING);
+    cluster_end();
+}
+END_TEST
+
+START_TEST(a_leader_that_is_removed_hands_over) {
+    cluster(3);
+    run_until(now_ms + 1000);
+    const int leader = leader_of();
+    ck_assert_int_eq(give(leader, 1), PAXOS_TAKEN);
+    drain((uint16_t)leader);
+    run_until(now_ms + 200);
+    const struct membership m = made(nodes[leader].applied, (uint16_t)(7 & ~(1u << leader)), 0);
+    tell_all(&m);
+    run_until(now_ms + 300);
+    const int next = leader_of();
+    ck_assert_int_ne(next, leader);
+    ck_assert_int_eq(paxos_role(nodes[leader].p), PAXOS_FOLLOWER);
+    run_until(now_ms + 3000);
+    ck_assert_int_eq(leader_of(), next); /* and it does not come back */
+    cluster_end();
+}
+END_TEST
+
+START_TEST(leadership_is_given_away_at_once) {
+    cluster(3);
+    run_until(now_ms + 1000);
+    const int leader = leader_of();
+    const uint16_t heir = (uint16_t)((leader + 1) % 3);
+    ck_assert_int_eq(paxos_transfer(nodes[heir].p, now_ms, (uint16_t)leader), PAXOS_NOT_LEADER);
+    ck_assert_int_eq(paxos_transfer(nodes[leader].p, now_ms, 5), PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_transfer(nodes[leader].p, now_ms, (uint16_t)leader), PAXOS_IGNORED);
+    ck_assert_int_eq(give(leader, 1), PAXOS_TAKEN);
+    ck_assert_int_eq(paxos_transfer(nodes[leader].p, now_ms, heir), PAXOS_TAKEN);
+    ck_assert_uint_eq(paxos_room(nodes[leader].p), 0);
+    ck_assert_int_eq(give(leader, 2), PAXOS_FULL);
+    drain((uint16_t)leader);
+    deliver_all();
+    run_until(now_ms + 10);
+    ck_assert_int_eq(leader_of(), heir);
+    ck_assert(!paxos_lease_good(nodes[leader].p, now_ms));
+    ck_assert_uint_eq(nodes[heir].applied, 1); /* it had everything */
+    cluster_end();
+}
+END_TEST
+
+START_TEST(an_heir_that_does_not_answer_gets_nothing) {
+    cluster(3);
+    run_until(now_ms + 1000);
+    const int leader = leader_of();
+    const uint16_t heir = (uint16_t)((leader + 1) % 3);
+    nodes[heir].cut = true;
+    run_until(now_ms + 400);
+    ck_assert_int_eq(paxos_transfer(nodes[leader].p, now_ms, heir), PAXOS_TAKEN);
+    drain((uint16_t)leader);
+    ck_assert_uint_eq(paxos_room(nodes[leader].p), 0);
+    run_until(now_ms + 700);
+    ck_assert_int_eq(paxos_role(nodes[leader].p), PAXOS_LEADING);
+    ck_assert_uint_gt(paxos_room(nodes[leader].p), 0);
+    cluster_end();
+}
+END_TEST
+
+/* A release frees an acceptor from the ballot it names and from no other (P13). */
+static const struct {
+    uint64_t round;
+    enum paxos_msg_kind want;
+} releases[] = {{5, PAXOS_MSG_PROMISE}, {4, PAXOS_MSG_REFUSE}, {6, PAXOS_MSG_REFUSE}};
+START_TEST(a_release_frees_one_ballot) {
+    ck_assert_int_eq(heartbeat(5, 0, 0, 300), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    say((struct paxos_msg){.kind = PAXOS_MSG_RELEASE, .from = 0, .ballot = ballot(releases[_i].round, 0)});
+    (void)!paxos_take(p, &out);
+    prepare(9, 1);
+    ck_assert(paxos_take(p, &out));
+    const struct paxos_msg *m = out.send_now_count > 0 ? out.sends_now : out.sends_after;
+    ck_assert_int_eq((int)m->kind, (int)releases[_i].want);
+}
+END_TEST
+
+START_TEST(an_heir_asks_at_once_and_says_whose) {
+    ck_assert_int_eq(heartbeat(5, 0, 0, 300), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_TRANSFER, .from = 0, .ballot = ballot(4, 0)}),
+                     PAXOS_IGNORED); /* not the ballot we follow */
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_TRANSFER, .from = 0, .ballot = ballot(5, 0)}),
+                     PAXOS_TAKEN);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    ck_assert(paxos_take(p, &out));
+    ck_assert(out.save_promise);
+    ck_assert_uint_eq(out.send_after_count, 2);
+    ck_assert_int_eq((int)out.sends_after[0].kind, (int)PAXOS_MSG_PREPARE);
+    ck_assert(ballot_equal(out.sends_after[0].promised, ballot(5, 0)));
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_TRANSFER, .from = 0, .ballot = ballot(5, 0)}),
+                     PAXOS_IGNORED); /* once */
+}
+END_TEST
+
+START_TEST(a_vote_is_a_stores_and_not_a_seats) {
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_msg m = {.kind = PAXOS_MSG_PROMISE,
+                                .from = 1,
+                                .generation = 1, /* another store sits there now */
+                                .ballot = paxos_ballot(p),
+                                .slot = 1,
+                                .slot_last = UINT64_MAX};
+    ck_assert_int_eq(say(m), PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+}
+END_TEST
+
+START_TEST(a_learner_does_not_campaign_and_its_word_does_not_count) {
+    struct paxos_config config = config_of(2, 3);
+    config.members = made(0, 3, 4);
+    paxos_free(p);
+    p = paxos_new(&config, &saved);
+    now_ms += 10000;
+    ck_assert_int_eq(tick(), PAXOS_TAKEN);
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+    ck_assert(nothing());
+    config = config_of(2, 3); /* two voters: ourselves and 0; 1 learns */
+    config.members = made(0, 5, 2);
+    config.start_ms = now_ms;
+    paxos_free(p);
+    p = paxos_new(&config, &saved);
+    (void)!paxos_take(p, &out);
+    now_ms = out.wake_at_ms;
+    tick();
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.send_now_count, 1); /* learners are not asked */
+    own = out.sends_now[0].ballot;
+    grant_prevote(1, out.sends_now[0].round);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREVOTING);
+    grant_prevote(0, out.sends_now[0].round);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    promise_from(1, 0, NULL, 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    promise_from(0, 0, NULL, 0);
+    ck_assert_int_ge(paxos_role(p), PAXOS_SETTLING);
+}
+END_TEST
+
+/* Named by the cluster, but not by the log it has: it follows until it knows. */
+START_TEST(who_only_heard_of_its_membership_does_not_campaign) {
+    struct paxos_config config = config_of(2, 3);
+    config.members.slot = 50;
+    paxos_free(p);
+    p = paxos_new(&config, &saved);
+    now_ms += 10000;
+    ck_assert_int_eq(tick(), PAXOS_TAKEN);
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+}
+END_TEST
+
+START_TEST(a_snapshot_stands_for_the_log_before_it) {
+    accept_one(5, 0, 3, "three", 0);
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct membership now = made(2, 7, 0), next = made(9, 7, 8);
+    paxos_install(p, now_ms, 10, &now, &next);
+    ck_assert_uint_eq(paxos_chosen(p), 10);
+    ck_assert(membership_equal(paxos_members_newest(p), &next));
+    (void)!paxos_take(p, &out);
+    ck_assert_uint_eq(out.apply_count, 0);
+    paxos_install(p, now_ms, 4, &now, NULL); /* old */
+    ck_assert_uint_eq(paxos_chosen(p), 10);
+    accept_one(5, 0, 11, "eleven", 11);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 1);
+    ck_assert_uint_eq(out.applies[0].slot, 11);
+    ck_assert_uint_eq(out.save_chosen, 11);
+    durable(out.batch);
+    (void)!paxos_take(p, &out);
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = 4});
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.fetch_count, 1);
+    ck_assert(out.fetches[0].snapshot);
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = 11});
+    ck_assert(paxos_take(p, &out));
+    ck_assert(!out.fetches[0].snapshot);
+    paxos_cut(p, 11);
+    say((struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .from = 1, .slot = 11});
+    ck_assert(paxos_take(p, &out));
+    ck_assert(out.fetches[0].snapshot);
+}
+END_TEST
+
+START_TEST(the_room_of_the_best_majority) {
+    cluster(3);
+    const uint64_t room[] = {500, 100, 300};
+    for (uint16_t i = 0; i < 3; i++) paxos_disk_free(nodes[i].p, room[i]);
+    run_until(now_ms + 1000);
+    const int leader = leader_of();
+    ck_assert_uint_eq(paxos_free_majority(nodes[leader].p), 300);
+    ck_assert_uint_eq(paxos_free_majority(nodes[(leader + 1) % 3].p), 0);
+    cluster_end();
+}
+END_TEST
+
+/* A disk that hangs: who leads hands over, and does not campaign until it is well again. */
+START_TEST(a_sick_disk_neither_leads_nor_campaigns) {
+    struct paxos_config config = config_of(2, 3);
+    config.stall_ms = 200;
+    paxos_free(p);
+    p = paxos_new(&config, &saved);
+    to_leading();
+    (void)!paxos_take(p, &out);
+    const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_PROPOSE, .value = slice_str("v")};
+    ck_assert_int_eq(paxos_step(p, &in), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    accepted_from(1, 1, 1, 1);
+    accepted_from(0, 1, 1, 1);
+    (void)!paxos_take(p, &out);
+    ck_assert_uint_eq(paxos_chosen(p), 1);
+    now_ms += 200;
+    ck_assert_int_eq(tick(), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(paxos_room(p), 0); /* it is on its way out */
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("paxos");
     TCase *tc = tcase_create("cluster");
@@ -1235,6 +1524,19 @@ static Suite *suite(void) {
     tcase_add_test(tc, a_leader_that_gets_nothing_chosen_lets_others_try);
     tcase_add_test(tc, a_question_for_chosen_values_is_repeated_with_patience);
     tcase_add_test(tc, large_values_travel_one_by_one);
+    tcase_add_test(tc, a_membership_that_cannot_be_is_refused);
+    tcase_add_test(tc, a_change_takes_effect_by_itself);
+    tcase_add_test(tc, a_leader_that_is_removed_hands_over);
+    tcase_add_test(tc, leadership_is_given_away_at_once);
+    tcase_add_test(tc, an_heir_that_does_not_answer_gets_nothing);
+    tcase_add_loop_test(tc, a_release_frees_one_ballot, 0, sizeof releases / sizeof releases[0]);
+    tcase_add_test(tc, an_heir_asks_at_once_and_says_whose);
+    tcase_add_test(tc, a_vote_is_a_stores_and_not_a_seats);
+    tcase_add_test(tc, a_learner_does_not_campaign_and_its_word_does_not_count);
+    tcase_add_test(tc, who_only_heard_of_its_membership_does_not_campaign);
+    tcase_add_test(tc, a_snapshot_stands_for_the_log_before_it);
+    tcase_add_test(tc, the_room_of_the_best_majority);
+    tcase_add_test(tc, a_sick_disk_neither_leads_nor_campaigns);
     suite_add_tcase(s, tc);
     return s;
 }
