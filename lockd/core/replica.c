@@ -422,22 +422,28 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
     router_answered(r->router, client, buf_slice(&r->reply), verdict == LOCAL_HANG_UP);
 }
 
-/* Asked again of the next leader it would move on and on: it says away from which ballot (replica_ask.c). */
-static void add_transfer(struct replica *r, uint64_t now_ms, uint64_t client, const struct command *command,
-                         uint32_t argc, const struct slice *argv) {
-    uint64_t number = 0;
-    if (argc > 2 || (argc == 2 && (!slice_to_u64(argv[1], &number) || number < 1 || number > PAXOS_NODES_MAX))) {
-        resp_error(&r->reply, "ERR number is that of a node, 1 to %d", PAXOS_NODES_MAX);
-        router_answered(r->router, client, buf_slice(&r->reply), false);
-        return;
-    }
-    const struct ballot from = keyspace_ballot(r->ks);
+/* A call is asked again of the next leader, and this one would move on and on: it says away from which ballot
+ * (replica_ask.c). */
+static void call_transfer(struct replica *r, const struct router_call *call,
+                          void (*out)(void *, const struct router_call *)) {
     char texts[2][24];
-    snprintf(texts[0], sizeof texts[0], "%llu", (unsigned long long)from.round);
-    snprintf(texts[1], sizeof texts[1], "%u", (unsigned)from.node);
-    const struct slice whole[] = {argv[0], argc == 2 ? argv[1] : slice_str("0"), slice_str(texts[0]),
-                                  slice_str(texts[1])};
-    router_add(r->router, now_ms, client, command, 4, whole);
+    snprintf(texts[0], sizeof texts[0], "%llu", (unsigned long long)call->first.round);
+    snprintf(texts[1], sizeof texts[1], "%u", (unsigned)call->first.node);
+    const struct slice argv[] = {call->argv[0], call->argc == 2 ? call->argv[1] : slice_str("0"), slice_str(texts[0]),
+                                 slice_str(texts[1])};
+    struct router_call whole = *call;
+    whole.argc = 4;
+    whole.argv = argv;
+    out(r, &whole);
+}
+
+/* The error is in r->reply. */
+static bool transfer_makes_sense(struct replica *r, uint32_t argc, const struct slice *argv) {
+    uint64_t number = 1;
+    if (argc <= 2 && (argc == 1 || slice_to_u64(argv[1], &number)) && number >= 1 && number <= PAXOS_NODES_MAX)
+        return true;
+    resp_error(&r->reply, "ERR number is that of a node, 1 to %d", PAXOS_NODES_MAX);
+    return false;
 }
 
 static bool connection_reads_here(const struct replica *r, uint64_t client) {
@@ -464,8 +470,8 @@ void replica_command(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint6
         router_answered(r->router, client, buf_slice(&r->reply), false);
     } else if (command->class == COMMAND_LOCAL) {
         local(r, now_ms, unix_us, client, command, argc, argv);
-    } else if (command->id == CMD_NODE_TRANSFER) {
-        add_transfer(r, now_ms, client, command, argc, argv);
+    } else if (command->id == CMD_NODE_TRANSFER && !transfer_makes_sense(r, argc, argv)) {
+        router_answered(r->router, client, buf_slice(&r->reply), false);
     } else if (command->class == COMMAND_OWN || (command->class == COMMAND_READ && connection_reads_here(r, client))) {
         router_add_own(r->router, now_ms, client, command, argc, argv);
     } else {
@@ -638,6 +644,10 @@ static void router_call_out(void *context, const struct router_call *call) {
     struct replica *r = context;
     if (call->own) {
         own_call(r, call);
+        return;
+    }
+    if (call->command->id == CMD_NODE_TRANSFER && call->argc <= 2) {
+        call_transfer(r, call, router_call_out);
         return;
     }
     if (ballot_seat(r->target) == r->config.node) {

@@ -37,9 +37,9 @@ struct request {
     enum request_timer { NO_TIMER, TIMEOUT, WAIT_END, LEAVE, REVISION } timer;
     uint64_t revision; /* that it waits for */
     uint64_t seq;
-    uint64_t ends; /* %DEQUEUE: seq of the wait it ends */
-    struct ballot ballot;
-    uint64_t deadline_ms; /* of `timer` */
+    uint64_t ends;               /* %DEQUEUE: seq of the wait it ends */
+    struct ballot ballot, first; /* under which it is out; under which it was out first */
+    uint64_t deadline_ms;        /* of `timer` */
     struct buf reply;
     size_t bytes; /* what it counts against the limits */
     struct request *client_prev, *client_next;
@@ -548,9 +548,15 @@ void router_revision(struct router *rt, uint64_t now_ms, uint64_t revision) {
 static void call(struct router *rt, struct request *q, struct ballot ballot, uint64_t after) {
     q->state = OUT;
     q->ballot = ballot;
+    if (q->first.round == 0) q->first = ballot;
     if (!q->write && has_length(q)) rt->out_reads++;
-    const struct router_call out = {
-        .write = q->write, .seq = q->seq, .after = after, .argc = q->argc, .argv = q->argv, .command = q->command};
+    const struct router_call out = {.write = q->write,
+                                    .seq = q->seq,
+                                    .after = after,
+                                    .first = q->first,
+                                    .argc = q->argc,
+                                    .argv = q->argv,
+                                    .command = q->command};
     rt->sink.call(rt->sink.context, &out);
 }
 

@@ -38,6 +38,7 @@ struct router_call {
     bool write;          /* through the log (writes and scripts); else a read or a leader's command */
     bool own;            /* this node answers it, by router_read_reply, from what it has */
     uint64_t seq, after; /* as in struct forward */
+    struct ballot first; /* reads: the ballot under which it was handed out the first time */
     uint32_t argc;
     const struct slice *argv;
     const struct command *command;

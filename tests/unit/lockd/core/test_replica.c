@@ -1024,6 +1024,26 @@ START_TEST(leadership_is_given_away_without_an_error) {
 }
 END_TEST
 
+/* Who asks has not heard of the leader yet: still it is this leader that the call is to end. */
+START_TEST(leadership_is_given_away_by_one_who_is_behind) {
+    start_all(3);
+    const uint16_t first = (uint16_t)leader(), other = (uint16_t)((first + 1) % 3);
+    char line[32], want[16];
+    node_kill(other);
+    snprintf(line, sizeof line, "NODE.TRANSFER %u", (first + 2u) % 3 + 1);
+    say(first, 1, line);
+    run(500);
+    const uint16_t l = (uint16_t)leader();
+    ck_assert_uint_eq(l, (first + 2u) % 3);
+    node_start(other);
+    say(other, 2, "NODE.TRANSFER");
+    run(1500);
+    ck_assert_int_ne(leader(), l);
+    snprintf(want, sizeof want, ":%d\r\n", leader() + 1);
+    ck_assert_str_eq(take(2), want);
+}
+END_TEST
+
 START_TEST(a_transfer_that_cannot_be_is_refused) {
     start_all(3);
     const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
@@ -1197,6 +1217,7 @@ int main(void) {
     tcase_add_test(tc, a_checkpoint_is_made_when_asked_for);
     tcase_add_test(tc, a_full_disk_refuses_what_grows);
     tcase_add_test(tc, leadership_is_given_away_without_an_error);
+    tcase_add_test(tc, leadership_is_given_away_by_one_who_is_behind);
     tcase_add_test(tc, a_transfer_that_cannot_be_is_refused);
     tcase_add_test(tc, a_leader_that_ends_hands_over_first);
     tcase_add_test(tc, alone_there_is_nobody_to_take_it);
