@@ -266,13 +266,17 @@ static bool get_frame(struct wire *w, struct frame *f, struct frame_scratch *scr
     }
 }
 
+static bool length_is_possible(size_t body) {
+    return body >= SUM_BYTES + REST_BYTES_MIN && body <= FRAME_BYTES_MAX - FRAME_HEAD_BYTES;
+}
+
 enum frame_status frame_decode(const char *data, size_t bytes, struct frame *ret_frame, struct frame_scratch *scratch,
                                size_t *ret_used) {
     *ret_used = 0;
     if (bytes < FRAME_HEAD_BYTES) return FRAME_NEED_MORE;
     struct wire head = wire_of(slice_of(data, FRAME_HEAD_BYTES));
     const size_t body = wire_u32(&head);
-    if (body < SUM_BYTES + REST_BYTES_MIN || body > FRAME_BYTES_MAX - FRAME_HEAD_BYTES) return FRAME_BAD;
+    if (!length_is_possible(body)) return FRAME_BAD;
     const size_t whole = FRAME_HEAD_BYTES + body;
     if (bytes < whole) {
         *ret_used = whole;
@@ -286,4 +290,13 @@ enum frame_status frame_decode(const char *data, size_t bytes, struct frame *ret
     *ret_frame = frame;
     *ret_used = whole;
     return FRAME_OK;
+}
+
+enum link_refusal frame_refusal(const char *data, size_t bytes) {
+    struct wire w = wire_of(slice_of(data, bytes));
+    const size_t body = wire_u32(&w);
+    const uint64_t sum = wire_u64(&w);
+    if (!length_is_possible(body) || bytes < FRAME_HEAD_BYTES + body) return LINK_LENGTH;
+    if (sum != XXH3_64bits(w.at, body - SUM_BYTES)) return LINK_CHECKSUM;
+    return wire_u8(&w) != FRAME_VERSION ? LINK_VERSION : LINK_FIELDS;
 }

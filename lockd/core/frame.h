@@ -16,6 +16,7 @@
 #include "common/wire.h"
 #include "lockd/core/batch.h"
 #include "lockd/core/identity.h"
+#include "lockd/core/link_refusal.h"
 #include "lockd/core/paxos_msg.h"
 #include "lockd/core/snapshot.h"
 
@@ -84,3 +85,5 @@ enum frame_status { FRAME_NEED_MORE, FRAME_OK, FRAME_BAD };
  * the link. */
 enum frame_status frame_decode(const char *data, size_t bytes, struct frame *ret_frame, struct frame_scratch *scratch,
                                size_t *ret_used);
+/* After a FRAME_BAD for the same bytes: LINK_LENGTH, LINK_CHECKSUM, LINK_VERSION or LINK_FIELDS. */
+enum link_refusal frame_refusal(const char *data, size_t bytes);

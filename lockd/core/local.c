@@ -1,5 +1,6 @@
 #include "lockd/core/local.h"
 #include <stdio.h>
+#include "lockd/core/link_refusal.h"
 #include "lockd/core/membership.h"
 #include "lockd/core/resp.h"
 
@@ -162,6 +163,14 @@ static void info(const struct local_view *view, uint32_t argc, const struct slic
         buf_printf(&b, "# Holdfast\r\nleases:%llu\r\nwaiters:%llu\r\nbindings:%llu\r\nscripts:%llu\r\n\r\n",
                    (unsigned long long)counts.leases, (unsigned long long)counts.waiters,
                    (unsigned long long)counts.bindings, (unsigned long long)counts.scripts);
+    if (wants(argc, argv, "PEERS") && view->refusals != NULL) {
+        buf_append_str(&b, "# Peers\r\n");
+#define X(NAME, name, what)                                                                                            \
+    buf_printf(&b, "peer_refused_" #name ":%llu\r\n", (unsigned long long)view->refusals[LINK_##NAME]);
+        LINK_REFUSALS(X)
+#undef X
+        buf_append_str(&b, "\r\n");
+    }
     if (wants(argc, argv, "LIMITS")) {
         const struct ks_settings *s = keyspace_settings(view->keyspace);
         buf_printf(&b,

@@ -26,6 +26,7 @@ struct local_view {
     uint64_t snapshot_bytes, snapshot_total;
     uint64_t disk_free, disk_reserve; /* disk_free UINT64_MAX: not known */
     bool disk_full;                   /* what grows is refused; a node that does not lead knows its own disk only */
+    const uint64_t *refusals;         /* LINK_REFUSAL_END counters; may be NULL */
     uint64_t unix_us;
     uint64_t client; /* id of the connection */
     struct slice client_name;

@@ -320,12 +320,7 @@ static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, ui
         router_writes_again(r->router);
         router_reads_again(r->router);
     }
-    if (problem != r->problem[peer]) {
-        r->problem[peer] = problem;
-        if (problem != IDENTITY_OK)
-            replica_note(r, 'e', "identity problem peer=%u store=%016llx what=\"%s\"", peer + 1u,
-                         (unsigned long long)msg->store_id, identity_problem_text(problem));
-    }
+    r->problem[peer] = problem;
 }
 
 /* ---- commands in ---- */
@@ -405,6 +400,7 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
         .disk_free = r->disk_free,
         .disk_reserve = r->config.disk_reserve,
         .disk_full = r->serving ? lead_disk_is_short(r) : r->disk_free < r->config.disk_reserve,
+        .refusals = r->config.refusals,
         .unix_us = unix_us,
         .client = client,
         .client_name = known != NULL ? slice_of(known->name, known->name_bytes) : slice_of(NULL, 0),
@@ -544,7 +540,8 @@ static void refuse(struct replica *r, uint16_t peer, const struct forward *forwa
     replica_send_frame(r, peer, &frame);
 }
 
-void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot, const struct frame *frame) {
+static void take_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot,
+                       const struct frame *frame) {
     if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
     if (frame->kind == FRAME_IDENTITY) {
         identity_frame(r, now_ms, peer, peer_boot, &frame->identity);
@@ -587,6 +584,40 @@ void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t p
     }
     default: return;
     }
+}
+
+static enum link_refusal refusal_of(enum identity_problem problem) {
+    switch (problem) {
+    case IDENTITY_NODE_TWICE: return LINK_TWICE;
+    case IDENTITY_OTHER_CLUSTER: return LINK_CLUSTER;
+    case IDENTITY_OTHER_COUNT: return LINK_COUNT;
+    case IDENTITY_PEER_OUTCAST:
+    case IDENTITY_PEER_STRAY: return LINK_MEMBER;
+    case IDENTITY_WRONG_NODE: return LINK_NUMBER;
+    case IDENTITY_WE_ARE_OUTCAST: /* nothing is wrong with the peer */
+    case IDENTITY_OK: return LINK_TAKEN;
+    }
+    return LINK_TAKEN;
+}
+
+bool replica_admits(const struct replica *r, uint16_t peer, uint64_t peer_boot) {
+    return r->paxos != NULL && identity_admitted(&r->identity, peer) && r->admitted_boot[peer] == peer_boot;
+}
+
+enum link_refusal replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot,
+                                const struct frame *frame) {
+    if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return LINK_NUMBER;
+    if (frame->kind == FRAME_IDENTITY) {
+        const struct identity_msg *msg = &frame->identity;
+        if (msg->from != peer || msg->to != r->config.node || msg->boot_id != peer_boot) return LINK_NUMBER;
+        take_frame(r, now_ms, peer, peer_boot, frame);
+        return refusal_of(r->problem[peer]);
+    }
+    if (!replica_admits(r, peer, peer_boot)) return r->paxos == NULL ? LINK_TAKEN : LINK_UNSHOWN;
+    if (frame->kind == FRAME_PAXOS && (frame->paxos.from != peer || frame->paxos.to != r->config.node))
+        return LINK_NUMBER;
+    take_frame(r, now_ms, peer, peer_boot, frame);
+    return LINK_TAKEN;
 }
 
 void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {

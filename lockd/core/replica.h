@@ -46,6 +46,7 @@ struct replica_config {
     /* for INFO and NODE.STATUS; borrowed for ever */
     const char *version;
     const char *const *node_addresses; /* peer addresses as configured, node_count of them; may be NULL */
+    const uint64_t *refusals;          /* of links, LINK_REFUSAL_END counters; may be NULL */
 };
 
 /* What the store gave back. */
@@ -113,8 +114,12 @@ void replica_client_gone(struct replica *r, uint64_t now_ms, uint64_t client);
 /* Our dialled link to that peer is up (again): everything unanswered is said again.  / It is down. */
 void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer);
 void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer);
-/* A frame that came in on a link whose HELLO named this peer and boot. */
-void replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot, const struct frame *frame);
+/* A frame that came in on a link whose HELLO named this peer and boot.  LINK_TAKEN, also if it is of no use any more;
+ * else why that peer is not believed (link_refusal.h) and nothing was done with it. */
+enum link_refusal replica_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot,
+                                const struct frame *frame);
+/* Is the peer of that boot admitted (identity.h)?  Until then only its identity frames are of any use. */
+bool replica_admits(const struct replica *r, uint16_t peer, uint64_t peer_boot);
 /* That transaction and every earlier one is durable. */
 void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch);
 /* The checkpoint of that slot is durable and has so many bytes; 0: it could not be written. */

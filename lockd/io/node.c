@@ -53,7 +53,8 @@ struct node {
     struct store *store;
     struct replica *replica;
     struct clients *clients;
-    struct peers *peers; /* NULL in a cluster of one */
+    struct peers *peers; /* NULL without nodes */
+    uint64_t refusals[LINK_REFUSAL_END];
     struct fetch fetches[PAXOS_NODES_MAX];
     bool fetching;
     struct paxos_entry entries[FRAME_ENTRIES_MAX];
@@ -82,7 +83,7 @@ static void run_fetches(struct node *n) {
     char error[STORE_ERROR_BYTES];
     bool failed;
     n->fetching = false;
-    for (uint16_t peer = 0; peer < n->config->node_count; peer++) {
+    for (uint16_t peer = 0; peer < PAXOS_NODES_MAX; peer++) {
         struct fetch *f = &n->fetches[peer];
         if (!f->wanted) continue;
         f->wanted = false;
@@ -200,12 +201,18 @@ static void link_lost(void *context, uint16_t peer) {
     replica_link_lost(n->replica, clock_now_ms(), peer);
 }
 
-static void peer_frame(void *context, uint16_t peer, uint64_t boot, const struct frame *frame) {
+static bool peer_admits(void *context, uint16_t peer, uint64_t boot) {
+    const struct node *n = context;
+    return replica_admits(n->replica, peer, boot);
+}
+
+static enum link_refusal peer_frame(void *context, uint16_t peer, uint64_t boot, const struct frame *frame) {
     struct node *n = context;
     /* frames may be answered while they are taken in: what leaves then waits for the turn's flush like the rest */
     n->in_replica = true;
-    replica_frame(n->replica, clock_now_ms(), peer, boot, frame);
+    const enum link_refusal why = replica_frame(n->replica, clock_now_ms(), peer, boot, frame);
     n->in_replica = false;
+    return why;
 }
 
 /* ---- outputs; all inside replica_turn ---- */
@@ -308,7 +315,7 @@ static int bind_addresses(struct node *n) {
         snprintf(text, sizeof text, "listen: %s", error);
         return cannot_start(text);
     }
-    if (c->node_count == 1) return 0;
+    if (!c->has_nodes) return 0;
     if (net_bind(&c->nodes[c->node - 1], &n->peer_listener, error, sizeof error) != 0) {
         snprintf(text, sizeof text, "nodes, entry %llu: %s", (unsigned long long)c->node, error);
         return cannot_start(text);
@@ -357,17 +364,21 @@ static void replay(void *context, paxos_slot slot, struct slice value) {
 static void make_peers(struct node *n, uint64_t boot_id) {
     const struct config *c = n->config;
     char name[NET_NAME_BYTES];
-    const struct peers_config config = {
-        .base = n->base,
-        .node = (uint16_t)(c->node - 1),
-        .node_count = (uint16_t)c->node_count,
-        .nodes = c->nodes,
-        .boot = boot_id,
-        .listener = n->peer_listener,
-        .sink = {.context = n, .link_up = link_up, .link_lost = link_lost, .frame = peer_frame, .work = work}};
+    const struct peers_config config = {.base = n->base,
+                                        .node = (uint16_t)(c->node - 1),
+                                        .boot = boot_id,
+                                        .refusals = n->refusals,
+                                        .listener = n->peer_listener,
+                                        .sink = {.context = n,
+                                                 .link_up = link_up,
+                                                 .link_lost = link_lost,
+                                                 .frame = peer_frame,
+                                                 .admits = peer_admits,
+                                                 .work = work}};
     net_local_name(n->peer_listener, name);
     log_info("lockd peer-listening address=%s node=%llu nodes=%u", name, (unsigned long long)c->node, c->node_count);
     n->peers = peers_new(&config);
+    for (uint16_t seat = 0; seat < c->node_count; seat++) peers_set(n->peers, seat, &c->nodes[seat]);
     n->peer_listener = -1;
 }
 
@@ -377,6 +388,14 @@ static int make_replica(struct node *n) {
     struct replica_saved saved;
     const uint64_t start_ms = clock_now_ms();
     store_saved(n->store, &saved);
+    const unsigned members = saved.record.members.voters | saved.record.members.learners;
+    if (!c->has_nodes && (members & (members - 1)) != 0) {
+        snprintf(
+            error, sizeof error,
+            "the data directory %.512s belongs to node %llu of a cluster of %d: say where the others are (nodes, node)",
+            c->data_dir, (unsigned long long)c->node, __builtin_popcount(members));
+        return cannot_start(error);
+    }
     const struct replica_config config = {.alloc = heap_alloc(),
                                           .node = (uint16_t)(c->node - 1),
                                           .node_count = (uint16_t)c->node_count,
@@ -398,7 +417,8 @@ static int make_replica(struct node *n) {
                                           .request_bytes_max = (uint32_t)c->request_bytes_max,
                                           .settings = c->settings,
                                           .version = HOLDFAST_VERSION,
-                                          .node_addresses = c->has_nodes ? n->addresses : NULL};
+                                          .node_addresses = c->has_nodes ? n->addresses : NULL,
+                                          .refusals = n->refusals};
     const struct replica_sink sink = {.context = n,
                                       .save = save,
                                       .send = send_frame,
@@ -414,7 +434,7 @@ static int make_replica(struct node *n) {
              (unsigned long long)config.store_id, (unsigned long long)saved.paxos.chosen,
              (unsigned long long)(clock_now_ms() - start_ms));
     n->frame.alloc = heap_alloc();
-    if (n->config->node_count > 1) make_peers(n, config.boot_id);
+    if (c->has_nodes) make_peers(n, config.boot_id);
     return 0;
 }
 

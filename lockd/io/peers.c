@@ -31,8 +31,10 @@ struct dial {
     struct peers *all;
     uint16_t peer;
     enum dial_state state;
-    int fd; /* -1 unless CONNECTING or UP */
-    struct event event, write_event, timer;
+    int fd;                   /* -1 unless CONNECTING or UP */
+    bool wanted, next_wanted; /* is there an address; and once `change` has run */
+    struct net_address address, next_address;
+    struct event event, write_event, timer, change;
     struct evdns_getaddrinfo_request *request;
     uint32_t backoff_ms;
     uint64_t attempt_ms; /* DIAL_WAITING: when the next one is due */
@@ -50,13 +52,26 @@ struct accepted {
     int fd;
     int peer; /* -1 before its HELLO */
     uint64_t boot;
+    uint64_t since_ms;
+    size_t skip; /* what is still to come of a frame that is read past */
+    char name[NET_NAME_BYTES];
     struct event event;
     struct buf in;
     struct accepted *prev, *next;
 };
 
+/* What was said about one reason and host. */
+struct told {
+    enum link_refusal why; /* LINK_TAKEN: free */
+    char host[NET_NAME_BYTES];
+    uint64_t since_ms;
+    uint32_t left_out;
+};
+
 struct peers {
     struct peers_config config;
+    struct told told[PEERS_REFUSALS_MAX];
+    uint32_t left_out;      /* for want of room in `told` */
     struct evdns_base *dns; /* only if some address is a name */
     struct event accept_event, accept_timer;
     struct dial dials[PAXOS_NODES_MAX];
@@ -67,6 +82,7 @@ struct peers {
 };
 
 static void on_timer(int fd, short what, void *context);
+static void on_change(int fd, short what, void *context);
 static void on_connected(int fd, short what, void *context);
 static void on_dial_readable(int fd, short what, void *context);
 static void on_dial_writable(int fd, short what, void *context);
@@ -84,23 +100,30 @@ struct peers *peers_new(const struct peers_config *config) {
     const struct alloc *a = heap_alloc();
     struct peers *ps = alloc_get0(a, sizeof *ps);
     ps->config = *config;
+    if (ps->config.refusal_ms == 0) ps->config.refusal_ms = PEERS_REFUSAL_MS;
     ps->scratch = alloc_get(a, sizeof *ps->scratch);
     ps->bytes = alloc_get(a, READ_BYTES);
     must(event_assign(&ps->accept_event, config->base, config->listener, EV_READ | EV_PERSIST, on_acceptable, ps) == 0);
     must(evtimer_assign(&ps->accept_timer, config->base, on_accept_timer, ps) == 0);
     must(event_add(&ps->accept_event, NULL) == 0);
-    for (uint16_t i = 0; i < config->node_count; i++) {
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
         struct dial *d = &ps->dials[i];
         *d = (struct dial){
             .magic = DIAL_MAGIC, .all = ps, .peer = i, .fd = -1, .backoff_ms = PEERS_BACKOFF_MS, .out.alloc = a};
         must(evtimer_assign(&d->timer, config->base, on_timer, d) == 0);
-        if (i == config->node) continue;
-        if (!config->nodes[i].numeric && ps->dns == NULL)
-            ps->dns =
-                evdns_base_new(config->base, EVDNS_BASE_INITIALIZE_NAMESERVERS | EVDNS_BASE_DISABLE_WHEN_INACTIVE);
-        event_active(&d->timer, EV_TIMEOUT, 0);
+        must(evtimer_assign(&d->change, config->base, on_change, d) == 0);
     }
     return ps;
+}
+
+void peers_set(struct peers *ps, uint16_t seat, const struct net_address *address) {
+    must(seat < PAXOS_NODES_MAX);
+    struct dial *d = &ps->dials[seat];
+    if (seat == ps->config.node) return;
+    if (address == NULL ? !d->next_wanted : d->next_wanted && net_equal(&d->next_address, address)) return;
+    d->next_wanted = address != NULL;
+    if (address != NULL) d->next_address = *address;
+    event_active(&d->change, EV_TIMEOUT, 0); /* the caller may be inside the replica, which must hear of lost links */
 }
 
 static void take_down(struct dial *d);
@@ -113,11 +136,12 @@ void peers_free(struct peers *ps) {
     event_del(&ps->accept_event);
     event_del(&ps->accept_timer);
     close(ps->config.listener);
-    for (uint16_t i = 0; i < ps->config.node_count; i++) {
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
         struct dial *d = &ps->dials[i];
         if (d->request != NULL) evdns_getaddrinfo_cancel(d->request);
         take_down(d);
         event_del(&d->timer);
+        event_del(&d->change);
         d->magic = 0;
     }
     while (ps->accepted != NULL) drop(ps->accepted);
@@ -154,7 +178,35 @@ static void attempt_in(struct dial *d, uint32_t ms) {
  * row must not put the attempt off. */
 static void try_soon(struct dial *d) {
     d->backoff_ms = PEERS_BACKOFF_MS;
-    if (d->state == DIAL_WAITING && d->attempt_ms > clock_now_ms() + PEERS_SOON_MS) attempt_in(d, PEERS_SOON_MS);
+    if (d->wanted && d->state == DIAL_WAITING && d->attempt_ms > clock_now_ms() + PEERS_SOON_MS)
+        attempt_in(d, PEERS_SOON_MS);
+}
+
+/* The address is another one, or gone. */
+static void on_change(int fd, short what, void *context) {
+    struct dial *d = context;
+    struct peers *ps = d->all;
+    (void)fd;
+    (void)what;
+    must(d->magic == DIAL_MAGIC);
+    const bool was_up = d->state == DIAL_UP;
+    if (d->wanted == d->next_wanted && (!d->wanted || net_equal(&d->address, &d->next_address))) return;
+    if (d->request != NULL) evdns_getaddrinfo_cancel(d->request); /* says so to nobody who still cares */
+    d->request = NULL;
+    event_del(&d->timer);
+    take_down(d);
+    if (was_up)
+        log_info("peer link-moved peer=%u address=%s:%u", d->peer + 1u, d->address.host, (unsigned)d->address.port);
+    d->wanted = d->next_wanted;
+    d->address = d->next_address;
+    d->told = false;
+    d->backoff_ms = PEERS_BACKOFF_MS;
+    if (d->wanted && !d->address.numeric && ps->dns == NULL)
+        ps->dns = evdns_base_new(ps->config.base, EVDNS_BASE_INITIALIZE_NAMESERVERS | EVDNS_BASE_DISABLE_WHEN_INACTIVE);
+    if (d->wanted) attempt_in(d, 0);
+    if (!was_up) return;
+    ps->config.sink.link_lost(ps->config.sink.context, d->peer);
+    ps->config.sink.work(ps->config.sink.context);
 }
 
 /* It failed, or it never came up: say so once, try again later. */
@@ -166,8 +218,8 @@ static void try_later(struct dial *d, const char *why) {
     attempt_in(d, d->backoff_ms);
     d->backoff_ms = d->backoff_ms * 2 < PEERS_BACKOFF_MS_MAX ? d->backoff_ms * 2 : PEERS_BACKOFF_MS_MAX;
     if (was_up || !d->told)
-        log_warn("peer link-down peer=%u address=%s:%u reason=\"%s\"", d->peer + 1u, ps->config.nodes[d->peer].host,
-                 ps->config.nodes[d->peer].port, why);
+        log_warn("peer link-down peer=%u address=%s:%u reason=\"%s\"", d->peer + 1u, d->address.host,
+                 (unsigned)d->address.port, why);
     d->told = true;
     if (!was_up) return;
     ps->config.sink.link_lost(ps->config.sink.context, d->peer);
@@ -189,9 +241,8 @@ static void start_connect(struct dial *d, const struct sockaddr *sa, socklen_t b
 
 static void on_address(int result, struct evutil_addrinfo *found, void *context) {
     struct dial *d = context;
-    if (d->magic != DIAL_MAGIC) return; /* everything ends */
+    if (result == EVUTIL_EAI_CANCEL || d->magic != DIAL_MAGIC) return; /* everything ends, or the address is another */
     d->request = NULL;
-    if (result == EVUTIL_EAI_CANCEL) return;
     if (result != 0 || found == NULL) {
         try_later(d, result != 0 ? evutil_gai_strerror(result) : "no address");
     } else {
@@ -202,7 +253,7 @@ static void on_address(int result, struct evutil_addrinfo *found, void *context)
 
 static void on_timer(int fd, short what, void *context) {
     struct dial *d = context;
-    const struct net_address *address = &d->all->config.nodes[d->peer];
+    const struct net_address *address = &d->address;
     (void)fd;
     (void)what;
     must(d->magic == DIAL_MAGIC && d->state == DIAL_WAITING);
@@ -245,8 +296,7 @@ static void on_connected(int fd, short what, void *context) {
                                 .hello = {.from = ps->config.node, .to = d->peer, .boot = ps->config.boot}};
     frame_encode(&hello, &d->out);
     d->dirty = true;
-    log_info("peer link-up peer=%u address=%s:%u", d->peer + 1u, ps->config.nodes[d->peer].host,
-             ps->config.nodes[d->peer].port);
+    log_info("peer link-up peer=%u address=%s:%u", d->peer + 1u, d->address.host, (unsigned)d->address.port);
     ps->config.sink.link_up(ps->config.sink.context, d->peer);
     ps->config.sink.work(ps->config.sink.context);
 }
@@ -263,7 +313,7 @@ static void on_dial_readable(int fd, short what, void *context) {
 }
 
 void peers_send(struct peers *ps, uint16_t peer, struct slice frame) {
-    must(peer < ps->config.node_count);
+    must(peer < PAXOS_NODES_MAX);
     struct dial *d = &ps->dials[peer];
     if (d->state != DIAL_UP || d->overflow) return;
     if (d->out.bytes - d->out_sent + frame.bytes > PEERS_QUEUE_BYTES)
@@ -275,7 +325,7 @@ void peers_send(struct peers *ps, uint16_t peer, struct slice frame) {
 }
 
 size_t peers_backlog(const struct peers *ps, uint16_t peer) {
-    must(peer < ps->config.node_count);
+    must(peer < PAXOS_NODES_MAX);
     return ps->dials[peer].out.bytes - ps->dials[peer].out_sent;
 }
 
@@ -316,13 +366,76 @@ static void on_dial_writable(int fd, short what, void *context) {
 }
 
 void peers_flush(struct peers *ps) {
-    for (uint16_t i = 0; i < ps->config.node_count; i++) {
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
         struct dial *d = &ps->dials[i];
         if (!d->dirty) continue;
         d->dirty = false;
         write_out(d);
     }
     bury(ps);
+}
+
+/* ---- what is refused ---- */
+
+static const char *refusal_name(enum link_refusal why) {
+    static const char *const names[] = {
+#define X(NAME, name, what) [LINK_##NAME] = #name,
+        LINK_REFUSALS(X)
+#undef X
+    };
+    return names[why];
+}
+
+static const char *refusal_text(enum link_refusal why) {
+    static const char *const texts[] = {
+#define X(NAME, name, what) [LINK_##NAME] = what,
+        LINK_REFUSALS(X)
+#undef X
+    };
+    return texts[why];
+}
+
+/* May a line be written now, and how many were not before it? */
+static bool may_tell(struct peers *ps, enum link_refusal why, const char *name, uint32_t *ret_left_out) {
+    const uint64_t now_ms = clock_now_ms();
+    const size_t host_bytes = (size_t)(strrchr(name, ':') != NULL ? strrchr(name, ':') - name : 0);
+    struct told *room = NULL;
+    *ret_left_out = 0;
+    for (int i = 0; i < PEERS_REFUSALS_MAX; i++) {
+        struct told *told = &ps->told[i];
+        const bool fresh = told->why != LINK_TAKEN && now_ms < told->since_ms + ps->config.refusal_ms;
+        if (told->why == why && strlen(told->host) == host_bytes && memcmp(told->host, name, host_bytes) == 0) {
+            if (fresh) told->left_out++;
+            if (fresh) return false;
+            room = told;
+            *ret_left_out = told->left_out;
+            break;
+        }
+        if (!fresh && room == NULL) room = told;
+    }
+    if (room == NULL) {
+        ps->left_out++;
+        return false;
+    }
+    if (*ret_left_out == 0) ps->left_out += room->left_out; /* of another host, which has fallen silent */
+    *ret_left_out += ps->left_out;
+    ps->left_out = 0;
+    *room = (struct told){.why = why, .since_ms = now_ms};
+    memcpy(room->host, name, host_bytes);
+    return true;
+}
+
+/* Count it, and say so if it is time; `store` is 0 if it has told none. */
+static void refuse(struct accepted *l, enum link_refusal why, uint64_t store, const char *what) {
+    struct peers *ps = l->all;
+    char peer[16] = "?", owner[24] = "?";
+    uint32_t left_out;
+    ps->config.refusals[why]++;
+    if (!may_tell(ps, why, l->name, &left_out)) return;
+    if (l->peer >= 0) snprintf(peer, sizeof peer, "%d", l->peer + 1);
+    if (store != 0) snprintf(owner, sizeof owner, "%016llx", (unsigned long long)store);
+    log_warn("peer refused from=%s peer=%s store=%s reason=%s left-out=%u what=\"%s\"", l->name, peer, owner,
+             refusal_name(why), left_out, what != NULL ? what : refusal_text(why));
 }
 
 /* ---- links we accept ---- */
@@ -350,6 +463,25 @@ static void bury(struct peers *ps) {
     }
 }
 
+static bool admitted(const struct accepted *l) {
+    struct peers *ps = l->all;
+    return l->peer >= 0 && ps->config.sink.admits(ps->config.sink.context, (uint16_t)l->peer, l->boot);
+}
+
+/* The oldest link of that peer that nobody believes, else its oldest; peer -1: those that have not said hello. */
+static struct accepted *oldest(const struct peers *ps, int peer) {
+    struct accepted *l, *found = NULL;
+    bool found_admitted = true;
+    DL_FOREACH(ps->accepted, l) {
+        if (l->peer != peer) continue;
+        const bool is = admitted(l);
+        if (found != NULL && (is || !found_admitted)) continue;
+        found = l;
+        found_admitted = is;
+    }
+    return found;
+}
+
 static void on_acceptable(int fd, short what, void *context) {
     struct peers *ps = context;
     (void)what;
@@ -362,13 +494,20 @@ static void on_acceptable(int fd, short what, void *context) {
         event_add(&ps->accept_timer, &pause);
         return;
     }
-    if (ps->accepted_count >= PEERS_ACCEPTED_MAX) {
-        close(link);
-        return;
+    struct accepted *stranger = ps->accepted_count >= PEERS_ACCEPTED_MAX ? oldest(ps, -1) : NULL;
+    if (stranger != NULL) { /* never NULL when it is full: those with a hello are fewer */
+        refuse(stranger, LINK_CROWD, 0, NULL);
+        drop(stranger);
     }
     struct accepted *l = alloc_get0(heap_alloc(), sizeof *l);
     const struct timeval timeout = in_ms(PEERS_HELLO_MS);
-    *l = (struct accepted){.magic = ACCEPTED_MAGIC, .all = ps, .fd = link, .peer = -1, .in.alloc = heap_alloc()};
+    *l = (struct accepted){.magic = ACCEPTED_MAGIC,
+                           .all = ps,
+                           .fd = link,
+                           .peer = -1,
+                           .since_ms = clock_now_ms(),
+                           .in.alloc = heap_alloc()};
+    net_peer_name(link, l->name);
     DL_APPEND(ps->accepted, l);
     ps->accepted_count++;
     net_tune(link, KEEPALIVE_S, PEERS_SILENT_MS);
@@ -383,10 +522,9 @@ static void on_accept_timer(int fd, short what, void *context) {
     event_add(&ps->accept_event, NULL);
 }
 
-static void bad(struct accepted *l, const char *why) {
-    char name[NET_NAME_BYTES];
-    net_peer_name(l->fd, name);
-    log_warn("peer bad-link from=%s peer=%d what=\"%s\"", name, l->peer + 1, why);
+/* It ends here. */
+static void refuse_and_drop(struct accepted *l, enum link_refusal why, const char *what) {
+    refuse(l, why, 0, what);
     drop(l);
 }
 
@@ -395,24 +533,43 @@ static bool greet(struct accepted *l, const struct frame *frame) {
     struct peers *ps = l->all;
     const struct hello *hello = &frame->hello;
     if (frame->kind != FRAME_HELLO) {
-        bad(l, "it does not begin with a hello");
+        refuse_and_drop(l, LINK_HELLO, NULL);
         return false;
     }
-    if (hello->to != ps->config.node || hello->from >= ps->config.node_count || hello->from == ps->config.node) {
-        char why[160];
-        snprintf(why, sizeof why, "node %u of its list takes us for node %u, we are %u of %u: compare nodes and node",
-                 hello->from + 1u, hello->to + 1u, ps->config.node + 1u, ps->config.node_count);
-        bad(l, why);
+    if (hello->to != ps->config.node || hello->from == ps->config.node) {
+        char what[160];
+        snprintf(what, sizeof what, "node %u of its list takes us for node %u, we are %u: compare nodes and node",
+                 hello->from + 1u, hello->to + 1u, ps->config.node + 1u);
+        refuse_and_drop(l, LINK_NUMBER, what);
         return false;
     }
     struct accepted *other, *next;
-    DL_FOREACH_SAFE(ps->accepted, other, next)
-    if (other != l && other->peer == hello->from && other->boot == hello->boot) drop(other);
+    uint32_t boots = 0;
+    DL_FOREACH_SAFE(ps->accepted, other, next) {
+        if (other->peer != hello->from) continue;
+        if (other->boot == hello->boot)
+            drop(other);
+        else
+            boots++;
+    }
+    if (boots >= PEERS_BOOTS_MAX) refuse_and_drop(oldest(ps, hello->from), LINK_TWICE, NULL);
     l->peer = hello->from;
     l->boot = hello->boot;
     event_remove_timer(&l->event); /* it was for the hello */
+    if (!ps->dials[l->peer].wanted) refuse(l, LINK_UNKNOWN, 0, NULL);
     try_soon(&ps->dials[l->peer]);
     return true;
+}
+
+/* A whole frame after the hello. */
+static void take_frame(struct accepted *l, const struct frame *frame) {
+    struct peers *ps = l->all;
+    if (!ps->dials[l->peer].wanted) return; /* greet said so; it may yet become a node of ours */
+    const enum link_refusal why = ps->config.sink.frame(ps->config.sink.context, (uint16_t)l->peer, l->boot, frame);
+    if (why == LINK_TAKEN) return;
+    /* Each side may believe the other a little earlier. */
+    if (why == LINK_UNSHOWN && clock_now_ms() < l->since_ms + PEERS_HELLO_MS) return;
+    refuse(l, why, frame->kind == FRAME_IDENTITY ? frame->identity.store_id : 0, NULL);
 }
 
 /* Every whole frame in data; returns the bytes used up, or -1: the link is gone. */
@@ -420,28 +577,36 @@ static ssize_t take_frames(struct accepted *l, const char *data, size_t bytes) {
     struct peers *ps = l->all;
     size_t at = 0;
     while (at < bytes) {
+        if (l->skip > 0) {
+            const size_t part = l->skip < bytes - at ? l->skip : bytes - at;
+            l->skip -= part;
+            at += part;
+            continue;
+        }
         struct frame frame;
         size_t used = 0;
         const enum frame_status status = frame_decode(data + at, bytes - at, &frame, ps->scratch, &used);
         if (status == FRAME_BAD) {
-            bad(l, "a frame that cannot be trusted");
+            refuse_and_drop(l, frame_refusal(data + at, bytes - at), NULL);
             return -1;
         }
         if (status == FRAME_NEED_MORE) {
             if (l->peer < 0 && (used > PEERS_HELLO_BYTES || bytes - at > PEERS_HELLO_BYTES)) {
-                bad(l, "it does not begin with a hello");
+                refuse_and_drop(l, LINK_HELLO, NULL);
                 return -1;
             }
-            break;
+            if (used <= PEERS_STRANGER_BYTES || admitted(l)) break;
+            l->skip = used; /* V6 */
+            continue;
         }
         at += used;
         if (l->peer < 0) {
             if (!greet(l, &frame)) return -1;
         } else if (frame.kind == FRAME_HELLO) {
-            bad(l, "a second hello");
+            refuse_and_drop(l, LINK_SECOND_HELLO, NULL);
             return -1;
         } else {
-            ps->config.sink.frame(ps->config.sink.context, (uint16_t)l->peer, l->boot, &frame);
+            take_frame(l, &frame);
         }
     }
     if (at > 0) ps->config.sink.work(ps->config.sink.context);
@@ -453,17 +618,20 @@ static void on_readable(int fd, short what, void *context) {
     struct peers *ps = l->all;
     must(l->magic == ACCEPTED_MAGIC);
     if ((what & EV_TIMEOUT) != 0 && l->peer < 0) {
-        drop(l); /* no hello in time; a port scanner is not worth a line */
+        refuse_and_drop(l, LINK_SILENT, NULL);
         return;
     }
-    char *into = l->in.bytes > 0 ? buf_reserve(&l->in, READ_BYTES) : ps->bytes;
-    const ssize_t got = read(fd, into, READ_BYTES);
+    /* What is left over from the last time is the beginning of one frame. */
+    const bool kept = l->in.bytes > 0;
+    const size_t room = l->peer < 0 ? PEERS_HELLO_BYTES + 1 : READ_BYTES;
+    char *into = kept ? buf_reserve(&l->in, room) : ps->bytes;
+    const ssize_t got = read(fd, into, room);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) {
         drop(l);
         return;
     }
-    if (into == ps->bytes) {
+    if (!kept) {
         const ssize_t used = take_frames(l, into, (size_t)got);
         if (used >= 0 && used < got) buf_append(&l->in, into + used, (size_t)(got - used));
         return;

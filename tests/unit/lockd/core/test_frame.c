@@ -144,6 +144,7 @@ START_TEST(one_flipped_bit_is_bad) {
             bytes.data[at] = (char)(bytes.data[at] ^ (1 << bit));
             const enum frame_status status = decode();
             ck_assert(status == FRAME_BAD || (at < 4 && status == FRAME_NEED_MORE));
+            if (status == FRAME_BAD && at >= 4) ck_assert_int_eq(frame_refusal(bytes.data, bytes.bytes), LINK_CHECKSUM);
             bytes.data[at] = (char)(bytes.data[at] ^ (1 << bit));
         }
 }
@@ -158,6 +159,7 @@ START_TEST(sealed_but_cut_or_longer_is_bad) {
         buf_append(&again, bytes.data, part);
         seal(&again);
         ck_assert_int_eq(frame_decode(again.data, part, &got, &scratch, &used), FRAME_BAD);
+        ck_assert_int_eq(frame_refusal(again.data, part), part < 14 ? LINK_LENGTH : LINK_FIELDS);
     }
     wire_put_u8(&bytes, 0);
     seal(&bytes);
@@ -227,6 +229,8 @@ START_TEST(sealed_but_bent_is_bad) {
     seal(&bytes);
     const bool harmless = bent[_i].frame == 3 && bent[_i].at == 86;
     ck_assert_int_eq(decode(), harmless ? FRAME_OK : FRAME_BAD);
+    if (!harmless)
+        ck_assert_int_eq(frame_refusal(bytes.data, bytes.bytes), bent[_i].at == 0 ? LINK_VERSION : LINK_FIELDS);
 }
 END_TEST
 
@@ -264,6 +268,7 @@ START_TEST(lengths_are_judged_at_once) {
         buf_clear(&bytes);
         wire_put_u32(&bytes, lengths[i]);
         ck_assert_int_eq(decode(), FRAME_BAD);
+        ck_assert_int_eq(frame_refusal(bytes.data, bytes.bytes), LINK_LENGTH);
     }
     buf_clear(&bytes);
     wire_put_u32(&bytes, FRAME_BYTES_MAX - 4);
