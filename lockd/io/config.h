@@ -26,6 +26,12 @@
            "how long a waiter keeps its place after its connection was lost")                                          \
     NUMBER(log_map_bytes, "log-map-bytes", 68719476736, 1048576, 70368744177664, "bytes",                              \
            "the most the log may grow to; the file is sparse")                                                         \
+    NUMBER(checkpoint_bytes, "checkpoint-bytes", 67108864, 0, 1099511627776, "bytes",                                  \
+           "log to gather before the next checkpoint is written and old log is dropped; 0: only by SNAPSHOT.SAVE")     \
+    NUMBER(disk_reserve, "disk-reserve", 67108864, 0, 1099511627776, "bytes",                                          \
+           "when a majority of nodes has less room than this, nothing that grows is taken; 0: never")                  \
+    NUMBER(stall_ms, "stall-ms", 1000, 0, 600000, "ms",                                                                \
+           "a leader whose disk has not answered for so long hands over; 0: never")                                    \
     NUMBER(clients_max, "clients-max", 10000, 1, 1000000, "connections", "client connections at a time")               \
     NUMBER(arguments_max, "arguments-max", 1024, 16, 4096, "words", "arguments of one command")                        \
     NUMBER(request_bytes_max, "request-bytes-max", 2031616, 65536, 2031616, "bytes", "one command, headers included")

@@ -4,6 +4,7 @@
 #include "common/io/heap.h"
 #include "common/io/log.h"
 #include "lockd/core/replica.h"
+#include "lockd/io/checkpoint.h"
 #include "lockd/io/clients.h"
 #include "lockd/io/peers.h"
 #include "lockd/io/store.h"
@@ -27,8 +28,11 @@ enum {
     FETCH_BYTES = 4 * 1024 * 1024,         /* one answer to a peer that catches up */
     FETCH_BACKLOG_BYTES = 8 * 1024 * 1024, /* no more of them while that much waits on its link */
     STOP_MS = 500,
-    LOADING_LOOK_MS = 20,   /* how often a loading node looks at its sockets */
-    SPARE_DESCRIPTORS = 256 /* store, peers, timers, and what the libraries open */
+    LOOK_MS = 500,           /* how often the disk is looked at */
+    INSTALL_RETRY_MS = 1000, /* after a snapshot that could not be written */
+    JOINING_MS = 5000,       /* who has not found its cluster by then says what may be missing */
+    LOADING_LOOK_MS = 20,    /* how often a loading node looks at its sockets */
+    SPARE_DESCRIPTORS = 256  /* store, peers, timers, and what the libraries open */
 };
 
 struct fetch {
@@ -39,18 +43,27 @@ struct fetch {
 struct node {
     const struct config *config;
     struct event_base *base;
-    struct event turn_event, timer_event, wake_event, term_event, int_event, stop_event;
+    struct event turn_event, timer_event, wake_event, term_event, int_event, stop_event, look_event, install_event;
     int timer_fd, wake_fd;
     int client_listener, peer_listener; /* -1 once handed over */
     uint64_t armed_ms;                  /* what timer_fd is set to; UINT64_MAX: nothing */
     uint64_t durable;
     bool in_replica, stopping;
-    bool loading; /* the log is being replayed: every command is answered -LOADING */
+    bool handing_over; /* somebody else should lead before we end */
+    bool loading;      /* the log is being replayed: every command is answered -LOADING */
     uint64_t looked_ms;
     int result;
     uint32_t clients_max;
     const char *addresses[PAXOS_NODES_MAX];
     struct store *store;
+    struct checkpoint *checkpoint;
+    uint64_t cluster_id;        /* 0: none yet */
+    paxos_slot not_begun;       /* a checkpoint that could not even begin; told after the turn */
+    paxos_slot installing;      /* 0: nothing */
+    struct slice install_bytes; /* valid until it is installed */
+    paxos_slot damaged;         /* the checkpoint of that slot cannot be read; said once */
+    uint64_t start_ms;
+    bool joining_told;
     struct replica *replica;
     struct clients *clients;
     struct peers *peers; /* NULL without nodes */
@@ -58,7 +71,7 @@ struct node {
     struct fetch fetches[PAXOS_NODES_MAX];
     bool fetching;
     struct paxos_entry entries[FRAME_ENTRIES_MAX];
-    struct buf frame;
+    struct buf frame, chunk;
 };
 
 /* ---- the turn ---- */
@@ -125,11 +138,16 @@ static void on_turn(int fd, short what, void *context) {
         end(n, 1);
         return;
     }
+    if (n->not_begun != 0) {
+        replica_checkpointed(n->replica, clock_now_ms(), n->not_begun, 0);
+        n->not_begun = 0;
+        work(n);
+    }
     if (n->fetching) run_fetches(n);
     if (n->peers != NULL) peers_flush(n->peers);
     clients_flush(n->clients, !clients_has_leased(n->clients) || replica_reads_hold(n->replica, clock_now_ms()));
     arm(n, wake_ms);
-    if (n->stopping && clients_count(n->clients) == 0) end(n, 0);
+    if (n->stopping && clients_count(n->clients) == 0 && !(n->handing_over && replica_is_leader(n->replica))) end(n, 0);
 }
 
 /* ---- inputs ---- */
@@ -219,6 +237,7 @@ static enum link_refusal peer_frame(void *context, uint16_t peer, uint64_t boot,
 
 static void save(void *context, uint64_t batch, const struct paxos_output *out, const struct identity_record *record) {
     struct node *n = context;
+    if (record != NULL) n->cluster_id = record->cluster_id;
     store_save(n->store, batch, out, record);
 }
 
@@ -243,6 +262,126 @@ static void fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot
     n->fetching = true;
 }
 
+/* ---- checkpoints and snapshots ---- */
+
+static int save_keyspace(const void *state, int (*put)(void *context, struct slice bytes), void *context) {
+    return keyspace_save(state, put, context);
+}
+
+static int save_bytes(const void *state, int (*put)(void *context, struct slice bytes), void *context) {
+    return put(context, *(const struct slice *)state);
+}
+
+static void checkpoint(void *context, const struct keyspace *ks, paxos_slot slot) {
+    struct node *n = context;
+    const int rc = checkpoint_begin(n->checkpoint, slot, n->cluster_id, save_keyspace, ks);
+    if (rc == 0) return;
+    log_warn("checkpoint failed slot=%llu what=\"%s\"", (unsigned long long)slot, strerror(-rc));
+    n->not_begun = slot;
+}
+
+static void cut(void *context, paxos_slot slot) {
+    struct node *n = context;
+    store_cut(n->store, slot);
+}
+
+static void install_later(struct node *n) {
+    const struct timeval pause = {.tv_sec = INSTALL_RETRY_MS / 1000, .tv_usec = INSTALL_RETRY_MS % 1000 * 1000};
+    event_add(&n->install_event, &pause);
+}
+
+static void begin_install(struct node *n) {
+    const int rc = checkpoint_begin(n->checkpoint, n->installing, n->cluster_id, save_bytes, &n->install_bytes);
+    if (rc == 0) return;
+    log_warn("checkpoint failed slot=%llu what=\"%s\"", (unsigned long long)n->installing, strerror(-rc));
+    install_later(n);
+}
+
+static void install(void *context, paxos_slot slot, struct slice bytes) {
+    struct node *n = context;
+    n->installing = slot;
+    n->install_bytes = bytes;
+    begin_install(n);
+}
+
+static void on_install_timer(int fd, short what, void *context) {
+    (void)fd;
+    (void)what;
+    begin_install(context);
+}
+
+/* The child has ended; not inside a turn. */
+static void checkpoint_done(void *context, paxos_slot slot, const char *error) {
+    struct node *n = context;
+    const uint64_t now_ms = clock_now_ms();
+    if (error != NULL) log_warn("checkpoint failed slot=%llu what=\"%s\"", (unsigned long long)slot, error);
+    if (slot != n->installing) {
+        replica_checkpointed(n->replica, now_ms, slot, error == NULL ? checkpoint_now(n->checkpoint)->bytes : 0);
+    } else if (error != NULL) {
+        install_later(n);
+    } else {
+        n->installing = 0;
+        replica_installed(n->replica, now_ms, slot);
+    }
+    work(n);
+}
+
+static void snapshot_read(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes) {
+    struct node *n = context;
+    int rc = 0;
+    buf_clear(&n->chunk);
+    while (rc == 0 && n->chunk.bytes < bytes) {
+        struct slice part;
+        rc = checkpoint_read(n->checkpoint, slot, offset + n->chunk.bytes, &part);
+        if (rc == -ERANGE && n->chunk.bytes > 0) break; /* its end */
+        if (rc != 0) continue;
+        const size_t room = bytes - n->chunk.bytes;
+        buf_append(&n->chunk, part.data, part.bytes < room ? part.bytes : room);
+    }
+    if (rc != 0 && rc != -ERANGE && rc != -ESTALE && n->damaged != slot) {
+        n->damaged = slot;
+        log_error("checkpoint damaged slot=%llu what=\"%s; it cannot be given to a peer: write a new one with "
+                  "SNAPSHOT.SAVE, and look at the disk\"",
+                  (unsigned long long)slot, rc == -EBADMSG ? "its checksum does not hold" : strerror(-rc));
+    }
+    if ((rc != 0 && rc != -ERANGE) || n->chunk.bytes == 0 || n->peers == NULL) return;
+    buf_clear(&n->frame);
+    replica_snapshot_frame(n->replica, slot, offset, buf_slice(&n->chunk), &n->frame);
+    peers_send(n->peers, peer, buf_slice(&n->frame));
+}
+
+static size_t backlog(void *context, uint16_t peer) {
+    const struct node *n = context;
+    return n->peers != NULL ? peers_backlog(n->peers, peer) : 0;
+}
+
+/* ---- now and then ---- */
+
+static void look_again(struct node *n) {
+    const struct timeval pause = {.tv_sec = LOOK_MS / 1000, .tv_usec = LOOK_MS % 1000 * 1000};
+    event_add(&n->look_event, &pause);
+}
+
+static void on_look(int fd, short what, void *context) {
+    struct node *n = context;
+    (void)fd;
+    (void)what;
+    if (n->result != 0) return;
+    replica_disk_free(n->replica, store_room_bytes(n->store));
+    const bool joining = replica_identity(n->replica) == IDENTITY_JOINING;
+    if (joining && !n->joining_told && clock_now_ms() >= n->start_ms + JOINING_MS) {
+        const unsigned number = (unsigned)n->config->node;
+        log_warn(
+            "lockd joining node=%u store=%016llx what=\"a new cluster waits until every node of it has shown itself; "
+            "to be taken into one that exists, tell that one: NODE.ADD %u %s %016llx\"",
+            number, (unsigned long long)store_id(n->store), number,
+            n->config->has_nodes ? n->config->node_texts[number - 1] : "HOST:PORT",
+            (unsigned long long)store_id(n->store));
+        n->joining_told = true;
+    }
+    look_again(n);
+}
+
 static void note(void *context, char level, const char *text) {
     (void)context;
     log_line(level == 'e' ? LOG_LEVEL_ERROR : level == 'w' ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "%s", text);
@@ -262,6 +401,7 @@ static void on_signal(int number, short what, void *context) {
     log_info("lockd stopping signal=%s clients=%u", number == SIGTERM ? "SIGTERM" : "SIGINT",
              clients_count(n->clients));
     n->stopping = true;
+    n->handing_over = replica_hand_over(n->replica, clock_now_ms());
     clients_stop(n->clients);
     event_add(&n->stop_event, &stop);
     work(n);
@@ -347,8 +487,21 @@ static int open_store(struct node *n) {
                                         .wake = wake,
                                         .context = n};
     if (store_open(&config, &n->store, error, sizeof error) != 0) return cannot_start(error);
-    if (store_start_after(n->store, 0, error, sizeof error) != 0) return cannot_start(error);
+    const struct checkpoint_config checkpoint_config = {.directory = c->data_dir,
+                                                        .base = n->base,
+                                                        .store_id = store_id(n->store),
+                                                        .done = checkpoint_done,
+                                                        .context = n};
+    if (checkpoint_open(&checkpoint_config, &n->checkpoint, error, sizeof error) != 0) return cannot_start(error);
+    if (store_start_after(n->store, checkpoint_now(n->checkpoint)->slot, error, sizeof error) != 0)
+        return cannot_start(error);
     return 0;
+}
+
+static int restore(void *context, paxos_slot slot, struct slice state, char *why, size_t why_bytes) {
+    struct node *n = context;
+    (void)slot;
+    return replica_restore(n->replica, state, why, why_bytes);
 }
 
 static void replay(void *context, paxos_slot slot, struct slice value) {
@@ -388,6 +541,17 @@ static int make_replica(struct node *n) {
     struct replica_saved saved;
     const uint64_t start_ms = clock_now_ms();
     store_saved(n->store, &saved);
+    const struct checkpoint_head *head = checkpoint_now(n->checkpoint);
+    saved.checkpoint_slot = head->slot;
+    saved.checkpoint_bytes = head->bytes;
+    n->cluster_id = saved.record.cluster_id;
+    if (head->slot != 0 && head->cluster_id != n->cluster_id) {
+        snprintf(
+            error, sizeof error,
+            "the checkpoint in %.512s is of cluster %016llx and the log of cluster %016llx: restore both from one copy",
+            c->data_dir, (unsigned long long)head->cluster_id, (unsigned long long)n->cluster_id);
+        return cannot_start(error);
+    }
     const unsigned members = saved.record.members.voters | saved.record.members.learners;
     if (!c->has_nodes && (members & (members - 1)) != 0) {
         snprintf(
@@ -415,6 +579,10 @@ static int make_replica(struct node *n) {
                                           .queue_bytes_max = QUEUE_BYTES_MAX,
                                           .client_pending_max = CLIENT_PENDING_MAX,
                                           .request_bytes_max = (uint32_t)c->request_bytes_max,
+                                          .checkpoint_bytes = c->checkpoint_bytes,
+                                          .disk_reserve = c->disk_reserve < c->log_map_bytes / 4 ? c->disk_reserve
+                                                                                                 : c->log_map_bytes / 4,
+                                          .stall_ms = (uint32_t)c->stall_ms,
                                           .settings = c->settings,
                                           .version = HOLDFAST_VERSION,
                                           .node_addresses = c->has_nodes ? n->addresses : NULL,
@@ -425,15 +593,23 @@ static int make_replica(struct node *n) {
                                       .reply = reply,
                                       .hang_up = hang_up,
                                       .fetch = fetch,
-                                      .note = note};
+                                      .note = note,
+                                      .checkpoint = checkpoint,
+                                      .cut = cut,
+                                      .snapshot_read = snapshot_read,
+                                      .install = install,
+                                      .backlog = backlog};
     n->replica = replica_new(&config, &saved, &sink);
     n->looked_ms = start_ms;
+    if (head->slot != 0 && checkpoint_load(n->checkpoint, restore, n, error, sizeof error) != 0)
+        return cannot_start(error);
     if (store_replay(n->store, replay, n, error, sizeof error) != 0) return cannot_start(error);
     n->loading = false;
-    log_info("store opened directory=%s store=%016llx slots=%llu ms=%llu", c->data_dir,
-             (unsigned long long)config.store_id, (unsigned long long)saved.paxos.chosen,
-             (unsigned long long)(clock_now_ms() - start_ms));
-    n->frame.alloc = heap_alloc();
+    log_info("store opened directory=%s store=%016llx checkpoint=%llu slots=%llu ms=%llu", c->data_dir,
+             (unsigned long long)config.store_id, (unsigned long long)head->slot,
+             (unsigned long long)saved.paxos.chosen, (unsigned long long)(clock_now_ms() - start_ms));
+    n->start_ms = start_ms;
+    look_again(n);
     if (c->has_nodes) make_peers(n, config.boot_id);
     return 0;
 }
@@ -467,6 +643,8 @@ static int make_loop(struct node *n) {
     must(evsignal_assign(&n->term_event, n->base, SIGTERM, on_signal, n) == 0);
     must(evsignal_assign(&n->int_event, n->base, SIGINT, on_signal, n) == 0);
     must(evtimer_assign(&n->stop_event, n->base, on_stop_timer, n) == 0);
+    must(evtimer_assign(&n->look_event, n->base, on_look, n) == 0);
+    must(evtimer_assign(&n->install_event, n->base, on_install_timer, n) == 0);
     must(event_add(&n->timer_event, NULL) == 0 && event_add(&n->wake_event, NULL) == 0);
     must(event_add(&n->term_event, NULL) == 0 && event_add(&n->int_event, NULL) == 0);
     return 0;
@@ -490,6 +668,7 @@ int node_run(const struct config *config) {
     n->config = config;
     n->timer_fd = n->wake_fd = n->client_listener = n->peer_listener = -1;
     n->armed_ms = UINT64_MAX;
+    n->frame.alloc = n->chunk.alloc = a;
     for (uint32_t i = 0; i < config->node_count; i++) n->addresses[i] = config->node_texts[i];
     signal(SIGPIPE, SIG_IGN);
     if (start(n) == 0) {
@@ -500,6 +679,7 @@ int node_run(const struct config *config) {
     }
     clients_free(n->clients);
     peers_free(n->peers);
+    checkpoint_close(n->checkpoint);
     if (n->result == 0) {
         store_close(n->store);
         log_info("lockd stopped");
