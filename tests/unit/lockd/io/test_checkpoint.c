@@ -47,7 +47,8 @@ static void reopen(void) {
 }
 
 static void setup(void) {
-    snprintf(directory, sizeof directory, "/tmp/test_checkpoint.XXXXXX");
+    snprintf(directory, sizeof directory, "%s/test_checkpoint.XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     ck_assert_ptr_nonnull(mkdtemp(directory));
     snprintf(path, sizeof path, "%s/checkpoint", directory);
     snprintf(tmp_path, sizeof tmp_path, "%s/checkpoint.tmp", directory);
