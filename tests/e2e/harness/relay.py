@@ -18,6 +18,7 @@ class Relay:
         self.dropping = False
         self.closed = False
         self.pairs = []
+        self.recorded = None
         self.lock = threading.Lock()
         self.listener = socket.socket()
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,10 +49,18 @@ class Relay:
         far.settimeout(None)
         with self.lock:
             self.pairs.append((near, far))
+        stream = bytearray()
+        if self.recorded is not None:
+            self.recorded.append(stream)
         for one, other in ((near, far), (far, near)):
-            threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+            threading.Thread(target=self._pump, args=(one, other, stream if one is near else None), daemon=True).start()
 
-    def _pump(self, source, sink):
+    def record(self):
+        """From now on keep what is sent on each new connection; the list grows as they come."""
+        self.recorded = []
+        return self.recorded
+
+    def _pump(self, source, sink, stream):
         try:
             while True:
                 data = source.recv(65536)
@@ -61,6 +70,8 @@ class Relay:
                 if not data:
                     sink.shutdown(socket.SHUT_WR)
                     return
+                if stream is not None and self.recorded is not None:
+                    stream += data
                 sink.sendall(data)
         except OSError:
             for side in (source, sink):
