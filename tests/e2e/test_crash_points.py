@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from harness import timing
+from harness import process, timing
 from harness.resp import ReplyError
 
 CALLS = 'pwrite64,pwritev,fdatasync,fsync,rename,renameat,renameat2,ftruncate,unlink,unlinkat,mkdir'
@@ -183,6 +183,7 @@ def images(tmp_path):
         made.append(Image(folder))
         return made[-1]
     yield make
+    process.end_all()  # who works on a mounted one
     for image in made:
         image.umount()
 
