@@ -27,7 +27,7 @@ class Ledger:
     """What was asked and what was acknowledged: a key holds its last acknowledged value, or the one asked after it."""
 
     def __init__(self):
-        self.acknowledged, self.asked, self.token, self.count = {}, {}, 0, 0
+        self.acknowledged, self.asked, self.token, self.lock, self.count = {}, {}, 0, None, 0
 
     def write(self, client, count):
         for _ in range(count):
@@ -40,9 +40,11 @@ class Ledger:
         lease = client('LEASE.GRANT', 60000)
         token = client('LOCK.ACQUIRE', f'lock{self.count}', 'LEASE', lease)
         assert token > self.token, 'a fence went back'
-        self.token = token
+        self.token, self.lock = token, f'lock{self.count}'
 
     def audit(self, client):
+        if self.lock:
+            assert client('LOCK.CHECK', self.lock, self.token) == 1, 'the last grant is gone'
         for key in set(self.acknowledged) | set(self.asked):
             value, last = client('GET', key), self.acknowledged.get(key)
             allowed = {last} | self.asked.get(key, set())
@@ -100,6 +102,37 @@ def test_a_node_killed_at_any_call_loses_nothing(cluster, tmp_path):
             break
     assert died >= (20 if timing.LONG else 5), 'hardly a kill: has the list of calls become wrong?'
     assert os.path.exists(os.path.join(node.data, 'checkpoint'))
+
+
+@pytest.mark.parametrize('call', ['openat', 'write', 'pwrite64', 'fsync', 'rename', 'exit_group'])
+def test_the_process_that_writes_a_checkpoint_dies_at_any_call(cluster, tmp_path, call):
+    """And so does the node, right after it."""
+    one = cluster(1, start=False, checkpoint_bytes=0, **QUICK)
+    node, ledger, died = one.nodes[0], Ledger(), 0
+    for number in range(1, 1000):
+        node.start().wait_listening()
+        one.wait_leader()
+        with node.client(30) as client:
+            ledger.audit(client)
+            ledger.write(client, 3)
+            strace = process.Process(f'strace-{call}-{number}', [
+                'strace', '-f', '-p', node.process.pid, '-o', '/dev/null', '-e', f'trace={call}', '-e',
+                f'inject={call}:signal=KILL:when={number}'], tmp_path)
+            strace.wait_line(r'attached')
+            try:
+                clean = client.ask('SNAPSHOT.SAVE') == 'OK'
+            except OSError:
+                clean = False
+        node.kill9()
+        strace.wait()
+        died += not clean
+        if clean:
+            break
+    assert died >= 1, f'nobody calls {call}'
+    node.start().wait_listening()
+    one.wait_leader()
+    with node.client(30) as client:
+        ledger.audit(client)
 
 
 def ended(node, pattern):
