@@ -96,6 +96,33 @@ static bool arity_fits(const struct command *c, uint32_t argc) {
     return c->arity >= 0 ? argc == (uint32_t)c->arity : argc >= (uint32_t)-c->arity;
 }
 
+const struct command *command_inner(const struct command *c, uint32_t *argc, const struct slice **argv) {
+    if (c->id != CMD_ONCE) return c;
+    if (*argc < 4) return NULL;
+    *argc -= 3;
+    *argv += 3;
+    return command_find((*argv)[0], false);
+}
+
+/* What ONCE carries: a change, or a script, and whole. */
+static bool check_inner(const struct command *c, uint32_t argc, const struct slice *argv, struct buf *error) {
+    char name[NAME_BYTES_MAX + 1];
+    if (c->id != CMD_ONCE) return true;
+    const struct command *inner = command_inner(c, &argc, &argv);
+    if (inner == NULL) {
+        put_unknown(argc, argv, error);
+        return false;
+    }
+    if (inner->id == CMD_ONCE || (inner->class != COMMAND_WRITE && inner->class != COMMAND_SCRIPT)) {
+        resp_error(error, "ERR ONCE takes a command that changes something, or a script; '%s' may be repeated as it is",
+                   lower_name(inner, name).data);
+        return false;
+    }
+    if (arity_fits(inner, argc)) return true;
+    resp_error(error, "ERR wrong number of arguments for '%s' command", lower_name(inner, name).data);
+    return false;
+}
+
 const struct command *command_check(uint32_t argc, const struct slice *argv, uint32_t key_bytes_max,
                                     struct buf *error) {
     must(argc > 0);
@@ -109,6 +136,7 @@ const struct command *command_check(uint32_t argc, const struct slice *argv, uin
         resp_error(error, "ERR wrong number of arguments for '%s' command", lower_name(c, name).data);
         return NULL;
     }
+    if (!check_inner(c, argc, argv, error)) return NULL;
     struct key_limit limit = {.bytes_max = key_bytes_max};
     command_keys(c, argc, argv, check_key, &limit);
     if (limit.bytes_found > 0) {
@@ -121,6 +149,8 @@ const struct command *command_check(uint32_t argc, const struct slice *argv, uin
 void command_keys(const struct command *c, uint32_t argc, const struct slice *argv,
                   void (*fn)(void *context, struct slice key), void *context) {
     uint32_t first, last, step = 1;
+    c = command_inner(c, &argc, &argv);
+    if (c == NULL) return;
     if (c->class == COMMAND_SCRIPT) {
         uint64_t count;
         if (argc < 3 || !slice_to_u64(argv[2], &count) || count > argc - 3) return;
@@ -157,9 +187,10 @@ static void put_flags(const struct command *c, struct buf *reply) {
         resp_simple(reply, "fast");
         break;
     case COMMAND_WRITE:
-        resp_array(reply, 2);
+        resp_array(reply, c->id == CMD_ONCE ? 3 : 2);
         resp_simple(reply, "write");
         resp_simple(reply, "denyoom");
+        if (c->id == CMD_ONCE) resp_simple(reply, "movablekeys");
         break;
     case COMMAND_SCRIPT:
         resp_array(reply, 3);
@@ -295,10 +326,12 @@ static void reply_getkeys(uint32_t argc, const struct slice *argv, struct buf *r
         resp_error(reply, "ERR Invalid command specified");
         return;
     }
-    if (c->first_key == 0 && c->class != COMMAND_SCRIPT) {
+    const struct command *inner = command_inner(c, &argc, &argv);
+    if (inner == NULL || (inner->first_key == 0 && inner->class != COMMAND_SCRIPT)) {
         resp_error(reply, "ERR The command has no key arguments");
         return;
     }
+    c = inner;
     if (!arity_fits(c, argc)) {
         resp_error(reply, "ERR Invalid number of arguments specified for command");
         return;

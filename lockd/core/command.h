@@ -40,6 +40,9 @@ const struct command *command_at(enum command_id id);
 /* The command when argv may be run; else NULL, and `error` holds Redis' own reply (unknown command, wrong
  * number of arguments, a key that is too long ...).  Options and numbers are the handlers' business.  argc >= 1. */
 const struct command *command_check(uint32_t argc, const struct slice *argv, uint32_t key_bytes_max, struct buf *error);
+/* The command that a ONCE carries, *argc and *argv moved to where it begins; NULL if it carries none.  Any other
+ * command is its own. */
+const struct command *command_inner(const struct command *c, uint32_t *argc, const struct slice **argv);
 /* Calls fn for each key of a command that has passed command_check.  Scripts: their KEYS; none when numkeys is no
  * number or says more than there are. */
 void command_keys(const struct command *c, uint32_t argc, const struct slice *argv,

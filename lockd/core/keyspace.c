@@ -186,6 +186,8 @@ static ks_handler *handler_of(enum command_id id) {
         [CMD_ROUTE_SUSPECT] = route_suspect,
         [CMD_NODE_ADD] = ks_cmd_node_add,
         [CMD_NODE_REMOVE] = ks_cmd_node_remove,
+        [CMD_ONCE] = ks_cmd_once,
+        [CMD_X_ONCE] = ks_cmd_x_once,
         [CMD_X_SETTINGS] = x_settings,
         [CMD_X_MEMBERS] = ks_cmd_x_members,
         [CMD_X_PROMOTE] = ks_cmd_x_promote,
@@ -454,6 +456,11 @@ uint64_t keyspace_hash(const struct keyspace *ks) {
         const uint64_t facts[] = {lease->id, lease->ttl_ms, lease->remaining_ms, lease->name_count, lease->wait_count};
         hash = XXH3_64bits_withSeed(facts, sizeof facts, hash);
         hash = XXH3_64bits_withSeed(lease->holder, lease->holder_bytes, hash);
+        for (const struct ks_once *o = lease->once; o != NULL; o = o->next) {
+            const uint64_t once[] = {o->seq, o->digest, o->done, o->bytes};
+            hash = XXH3_64bits_withSeed(once, sizeof once, hash);
+            hash = XXH3_64bits_withSeed(o->reply, o->bytes, hash);
+        }
         /* The order in which names end with their lease. */
         for (const struct ks_name *n = lease->names; n != NULL; n = n->lease_next)
             hash = XXH3_64bits_withSeed(n->key, n->key_bytes, hash);

@@ -5,6 +5,11 @@
 #include "lockd/core/keyspace.h"
 #include "lockd/core/resp.h"
 
+/* Which ONCE a command was sent in. */
+struct ks_once_key {
+    uint64_t lease, seq, digest; /* seq 0: in none; digest: of the command inside */
+};
+
 /* One command being run.  Handlers append exactly one reply to `reply`, or set `queued` and answer later with
  * ks_answer. */
 struct ks_call {
@@ -15,6 +20,7 @@ struct ks_call {
     uint32_t argc;
     const struct slice *argv;
     struct buf *reply;
+    struct ks_once_key once;
     bool queued;    /* the reply comes later */
     bool in_script; /* blocking forms act as without WAIT */
     bool silent;    /* neither a reply nor a wait: a fact says what became of it */
@@ -25,6 +31,8 @@ typedef void ks_handler(struct ks_call *call);
 
 /* Answer a command that was queued: a KS_REPLY fact if its origin is this node and boot, else nothing. */
 void ks_answer(struct keyspace *ks, struct origin origin, struct slice reply);
+/* The same for a command that may have been sent in a ONCE: its reply is kept for repeats. */
+void ks_once_answer(struct keyspace *ks, struct ks_once_key key, struct origin origin, struct slice reply);
 void ks_fact(struct keyspace *ks, const struct ks_fact *fact);
 const struct alloc *ks_alloc(const struct keyspace *ks);
 bool ks_lease_exists(const struct keyspace *ks, uint64_t id);

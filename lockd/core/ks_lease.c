@@ -120,7 +120,7 @@ static void leave_queues(struct keyspace *ks, struct ks_lease *lease) {
         struct buf *answer = &ks->answer;
         buf_clear(answer);
         resp_error(answer, "NOLEASE lease %llu ended while it waited", (unsigned long long)lease->id);
-        ks_answer(ks, w->origin, buf_slice(answer));
+        ks_wait_answer(ks, w, buf_slice(answer));
         ks_unwait(ks, w);
     }
 }
@@ -134,6 +134,7 @@ static void end_lease(struct ks_call *call, uint64_t id) {
     ks->lease_count--;
     while (lease->names != NULL) ks_end(ks, lease->names);
     must(lease->name_count == 0 && lease->wait_count == 0);
+    ks_once_free(ks, lease);
     ks->memory_bytes -= lease->holder_bytes;
     alloc_put(ks->config.alloc, lease);
     compact(ks);
@@ -210,6 +211,9 @@ void ks_cmd_lease_list(struct ks_call *call) {
 }
 
 void ks_leases_free(struct keyspace *ks) {
-    for (uint32_t i = 0; i < ks->place_count; i++) alloc_put(ks->config.alloc, ks->leases[i].lease);
+    for (uint32_t i = 0; i < ks->place_count; i++) {
+        if (ks->leases[i].lease != NULL) ks_once_free(ks, ks->leases[i].lease);
+        alloc_put(ks->config.alloc, ks->leases[i].lease);
+    }
     alloc_put(ks->config.alloc, ks->leases);
 }

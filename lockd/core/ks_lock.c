@@ -93,7 +93,7 @@ void ks_grant_next(struct keyspace *ks, struct ks_name *name) {
     ks_attach(ks, name, lease);
     buf_clear(&ks->answer);
     resp_integer(&ks->answer, (int64_t)token);
-    ks_answer(ks, w->origin, buf_slice(&ks->answer));
+    ks_wait_answer(ks, w, buf_slice(&ks->answer));
     ks_unwait(ks, w);
 }
 
@@ -151,6 +151,7 @@ static void enqueue(struct ks_call *call, struct ks_name *name, struct ks_lease 
     }
     if (!ks_room(call, false, a->value.bytes + KS_WAITER_BYTES)) return;
     struct ks_waiter *w = ks_wait_add(ks, name, lease, call->revision);
+    w->once = call->once;
     set_wait_value(ks, w, a->value);
     attach_wait(ks, w, call->origin);
     set_wait_deadline(call, w, a->wait_ms);
@@ -162,9 +163,11 @@ static void reattach(struct ks_call *call, struct ks_waiter *w, const struct acq
     struct keyspace *ks = call->ks;
     if (a->has_value && a->value.bytes > w->value_bytes && !ks_room(call, false, a->value.bytes - w->value_bytes))
         return;
+    const bool same = w->once.seq == call->once.seq && w->once.lease == call->once.lease; /* a repeat takes it over */
     if (!origin_equal(w->origin, call->origin))
-        ks_answer(ks, w->origin,
-                  slice_str("-ERR this wait was taken over by a later LOCK.ACQUIRE of the same lease\r\n"));
+        ks_once_answer(ks, same ? (struct ks_once_key){0} : w->once, w->origin,
+                       slice_str("-ERR this wait was taken over by a later LOCK.ACQUIRE of the same lease\r\n"));
+    w->once = call->once;
     detach_wait(ks, w);
     attach_wait(ks, w, call->origin);
     if (a->has_value) set_wait_value(ks, w, a->value);
@@ -252,7 +255,7 @@ static void release(struct ks_call *call, uint64_t lease_id, bool has_token, uin
     struct ks_waiter *w = has_token ? NULL : find_wait(name, lease);
     resp_integer(call->reply, w != NULL);
     if (w == NULL) return;
-    ks_answer(ks, w->origin, slice_str("$-1\r\n"));
+    ks_wait_answer(ks, w, slice_str("$-1\r\n"));
     ks_unwait(ks, w);
 }
 
@@ -350,8 +353,8 @@ void ks_cmd_x_dequeue(struct ks_call *call) {
         }
     }
     resp_integer(call->reply, w != NULL);
-    if (w == NULL) return; /* granted meanwhile, or attached anew */
-    ks_answer(ks, w->origin, slice_str("$-1\r\n"));
+    if (w == NULL) return;                          /* granted meanwhile, or attached anew */
+    ks_answer(ks, w->origin, slice_str("$-1\r\n")); /* nobody hears it: a repeat of its ONCE waits again */
     ks_unwait(ks, w);
 }
 

@@ -239,7 +239,7 @@ void ks_end_due(struct keyspace *ks) {
         struct ks_due *due = ks->due[0];
         if (due->is_wait) {
             struct ks_waiter *w = (struct ks_waiter *)(void *)((char *)due - offsetof(struct ks_waiter, due));
-            ks_answer(ks, w->origin, slice_str("$-1\r\n"));
+            ks_wait_answer(ks, w, slice_str("$-1\r\n"));
             ks_unwait(ks, w);
         } else {
             ks_end(ks, (struct ks_name *)(void *)((char *)due - offsetof(struct ks_name, due)));
@@ -301,8 +301,8 @@ static uint64_t name_hash(const struct ks_name *name) {
     hash = XXH3_64bits_withSeed(name->value, name->value_bytes, hash);
     const struct ks_waiter *w;
     DL_FOREACH(name->waiters, w) {
-        const uint64_t place[] = {w->lease->id, w->origin.node, w->origin.boot, w->origin.seq,
-                                  w->queued,    w->due.at_ms,   w->due.order};
+        const uint64_t place[] = {w->lease->id, w->origin.node, w->origin.boot, w->origin.seq, w->queued,
+                                  w->due.at_ms, w->due.order,   w->once.lease,  w->once.seq,   w->once.digest};
         hash = XXH3_64bits_withSeed(place, sizeof place, hash);
         hash = XXH3_64bits_withSeed(w->value, w->value_bytes, hash);
     }

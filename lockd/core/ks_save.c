@@ -71,6 +71,12 @@ void ks_put_bytes(struct ks_saver *s, struct slice bytes) {
     ks_put(s, bytes.data, bytes.bytes);
 }
 
+void ks_put_once(struct ks_saver *s, struct ks_once_key key) {
+    ks_put_u64(s, key.lease);
+    ks_put_u64(s, key.seq);
+    ks_put_u64(s, key.digest);
+}
+
 static void save_head(const struct keyspace *ks, struct ks_saver *s) {
     uint64_t lives = 0;
     const struct ks_life *life;
@@ -107,6 +113,7 @@ static void save_waiter(const struct keyspace *ks, struct ks_saver *s, const str
     ks_put_u64(s, w->lease->id);
     ks_put_u32(s, life_index);
     ks_put_u64(s, w->origin.seq);
+    ks_put_once(s, w->once);
     ks_put_u64(s, w->queued);
     ks_put_u64(s, w->due.at_ms);
     ks_put_u64(s, w->due.order);
@@ -149,6 +156,12 @@ static void save_body(const struct keyspace *ks, struct ks_saver *s) {
         ks_put_u32(s, lease->ttl_ms);
         ks_put_u32(s, lease->remaining_ms);
         ks_put_bytes(s, slice_of(lease->holder, lease->holder_bytes));
+        ks_put_u32(s, lease->once_count);
+        for (const struct ks_once *o = lease->once; o != NULL; o = o->next) {
+            ks_put_u64(s, o->seq);
+            ks_put_u64(s, o->digest);
+            ks_put_bytes(s, slice_of(o->reply, o->bytes)); /* empty: open */
+        }
     }
     for (uint32_t i = 0; i < ks->place_count && s->result == 0; i++) {
         if (ks->leases[i].lease == NULL) continue;
@@ -281,6 +294,11 @@ void ks_take_words(struct ks_loader *l, uint32_t count, uint32_t most, struct sl
     }
 }
 
+struct ks_once_key ks_take_once(struct ks_loader *l) {
+    const uint64_t lease = ks_take_u64(l), seq = ks_take_u64(l), digest = ks_take_u64(l);
+    return (struct ks_once_key){.lease = lease, .seq = seq, .digest = digest};
+}
+
 struct counts {
     uint64_t lives, leases, names, scripts;
     struct ks_life **life; /* by index */
@@ -324,6 +342,21 @@ static void load_lives(struct ks_loader *l, struct counts *c) {
     }
 }
 
+static void load_once(struct ks_loader *l, struct ks_lease *lease) {
+    const uint32_t count = ks_take_u32(l);
+    uint64_t last = 0;
+    ks_take_check(l, count <= KS_ONCE_MAX, "more replies than a lease remembers");
+    for (uint32_t i = 0; i < count && !l->bad; i++) {
+        const uint64_t seq = ks_take_u64(l), digest = ks_take_u64(l);
+        struct slice reply;
+        ks_take_words(l, 1, KS_ONCE_REPLY_BYTES_MAX, &reply);
+        if (!ks_take_check(l, seq > last, "replies that are not in order")) return;
+        last = seq;
+        struct ks_once *o = ks_once_add(l->ks, lease, seq, digest);
+        if (reply.bytes > 0) ks_once_set(l->ks, o, reply);
+    }
+}
+
 static void load_leases(struct ks_loader *l, uint64_t count) {
     struct keyspace *ks = l->ks;
     uint64_t last = 0;
@@ -338,7 +371,9 @@ static void load_leases(struct ks_loader *l, uint64_t count) {
             !ks_take_check(l, remaining_ms <= ttl_ms, "a lease that has more left than its ttl"))
             return;
         last = id;
-        ks_lease_add(ks, id, ttl_ms, holder)->remaining_ms = remaining_ms;
+        struct ks_lease *lease = ks_lease_add(ks, id, ttl_ms, holder);
+        lease->remaining_ms = remaining_ms;
+        load_once(l, lease);
     }
 }
 
@@ -361,8 +396,9 @@ static void load_waiter(struct ks_loader *l, const struct counts *c, struct ks_n
     struct keyspace *ks = l->ks;
     struct ks_lease *lease = take_lease(l);
     const uint32_t life = ks_take_u32(l);
-    const uint64_t seq = ks_take_u64(l), queued = ks_take_revision(l), at_ms = ks_take_u64(l),
-                   order = ks_take_revision(l);
+    const uint64_t seq = ks_take_u64(l);
+    const struct ks_once_key once = ks_take_once(l);
+    const uint64_t queued = ks_take_revision(l), at_ms = ks_take_u64(l), order = ks_take_revision(l);
     const uint64_t after = name->waiters != NULL ? name->waiters->prev->queued : 0;
     if (!ks_take_check(l, queued > after, "a queue that is not in order") ||
         !ks_take_check(l, at_ms != KS_NEVER, "a wait without an end") ||
@@ -370,6 +406,7 @@ static void load_waiter(struct ks_loader *l, const struct counts *c, struct ks_n
         !ks_take_check(l, lease != name->lease || name->type != KS_LOCK, "a holder that waits for its own lock"))
         return;
     struct ks_waiter *w = ks_wait_add(ks, name, lease, queued);
+    w->once = once;
     w->value = take_value(l, &w->value_bytes);
     ks->memory_bytes += w->value_bytes;
     ks_wait_attach(w, c->life[life], seq);

@@ -28,6 +28,8 @@ void ks_put_u64(struct ks_saver *s, uint64_t value);
 /* With their length before them. */
 void ks_put_bytes(struct ks_saver *s, struct slice bytes);
 
+void ks_put_once(struct ks_saver *s, struct ks_once_key key);
+
 struct ks_loader {
     struct keyspace *ks;
     const char *at, *end; /* what is left of the block at hand */
@@ -49,6 +51,7 @@ uint8_t ks_take_u8(struct ks_loader *l);
 uint16_t ks_take_u16(struct ks_loader *l);
 uint32_t ks_take_u32(struct ks_loader *l);
 uint64_t ks_take_u64(struct ks_loader *l);
+struct ks_once_key ks_take_once(struct ks_loader *l);
 /* A revision that was given out. */
 uint64_t ks_take_revision(struct ks_loader *l);
 /* A length that is at most `most` and not more than what is left. */

@@ -14,7 +14,10 @@
 #define KS_NEVER UINT64_MAX
 
 enum {
-    KS_WAITER_BYTES = 256,     /* what a waiter counts against memory-max, besides its value */
+    KS_WAITER_BYTES = 256, /* what a waiter counts against memory-max, besides its value */
+    KS_ONCE_BYTES = 96,    /* what a remembered ONCE counts against it, besides its reply */
+    KS_ONCE_MAX = 1024,    /* of one lease */
+    KS_ONCE_REPLY_BYTES_MAX = 65536,
     KS_WAIT_MS_MAX = 86400000, /* one day, as the longest lease */
     KS_LEASE_TTL_MS_MIN = 1000,
     KS_LEASE_TTL_MS_MAX = 86400000,
@@ -64,8 +67,9 @@ struct ks_waiter {
     struct ks_lease *lease;
     struct ks_life *life;
     struct origin origin; /* the attachment (W) */
-    uint64_t queued;      /* revision of the command that queued it: the order in the queue and in the lease */
-    struct ks_due due;    /* its order is that in the life: of the command that attached it last */
+    struct ks_once_key once;
+    uint64_t queued;   /* revision of the command that queued it: the order in the queue and in the lease */
+    struct ks_due due; /* its order is that in the life: of the command that attached it last */
     char *value;
     uint32_t value_bytes;
     struct ks_waiter *prev, *next;             /* queue of the name */
@@ -81,7 +85,18 @@ struct ks_lease {
     uint32_t name_count, wait_count;
     struct ks_name *names;   /* strings and locks that go with it, in order of attachment */
     struct ks_waiter *waits; /* queue places that go with it */
+    struct ks_once *once;    /* what was sent under it in a ONCE, seq ascending */
+    uint32_t once_count;
     char holder[];
+};
+
+/* A command that runs at most once (ks_once.c). */
+struct ks_once {
+    uint64_t seq, digest;
+    struct ks_once *prev, *next;
+    char *reply;
+    uint32_t bytes;
+    bool done;
 };
 
 /* Leases stand in order of grant, which is the order of their ids: found by bisection, ended in place. */
@@ -189,6 +204,22 @@ struct ks_life *ks_life_add(struct keyspace *ks, uint16_t node, uint64_t boot);
 /* Take a waiter out of its queue and free it; the caller answers it first. */
 void ks_unwait(struct keyspace *ks, struct ks_waiter *w);
 
+/* The end of its wait: the reply is kept for repeats of its ONCE, if it came in one. */
+static inline void ks_wait_answer(struct keyspace *ks, const struct ks_waiter *w, struct slice reply) {
+    ks_once_answer(ks, w->once, w->origin, reply);
+}
+
+/* ---- at most once (ks_once.c) ---- */
+/* call->argv is ONCE lease seq command ...; false: refused, and the reply says why. */
+bool ks_once_parse(struct ks_call *call, struct ks_once_key *ret_key);
+/* What it was answered before, or why it cannot run, is in the reply; false: it has to run.  Once decided it stays so.
+ */
+bool ks_once_decided(struct ks_call *call, const struct ks_once_key *key);
+/* The newest of that lease, open; the oldest goes if there are too many. */
+struct ks_once *ks_once_add(struct keyspace *ks, struct ks_lease *lease, uint64_t seq, uint64_t digest);
+void ks_once_set(struct keyspace *ks, struct ks_once *o, struct slice reply);
+void ks_once_free(struct keyspace *ks, struct ks_lease *lease);
+
 /* ---- leases (ks_lease.c) ---- */
 /* NULL if it is gone.  In an overlay: the base's, not to be changed, and noted in leases_seen. */
 struct ks_lease *ks_lease_find(const struct keyspace *ks, uint64_t id);
@@ -226,6 +257,7 @@ ks_handler ks_cmd_lease_grant, ks_cmd_lease_revoke, ks_cmd_lease_list, ks_cmd_x_
 ks_handler ks_cmd_lock_acquire, ks_cmd_lock_release, ks_cmd_lock_check, ks_cmd_lock_info, /* ks_lock.c */
     ks_cmd_elect_campaign, ks_cmd_elect_leader, ks_cmd_elect_resign, ks_cmd_x_dequeue, ks_cmd_x_origin_gone;
 ks_handler ks_cmd_script, ks_cmd_x_script;                                          /* script.c */
+ks_handler ks_cmd_once, ks_cmd_x_once;                                              /* ks_once.c */
 ks_handler ks_cmd_node_add, ks_cmd_node_remove, ks_cmd_x_members, ks_cmd_x_promote; /* ks_member.c */
 /* The handler of call->argv if it may run here, else NULL and the reply says why.  `internal`: % commands too. */
 ks_handler *ks_admit(struct ks_call *call, bool internal, const struct command **ret_command);

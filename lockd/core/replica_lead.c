@@ -188,7 +188,10 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
     if (own ? command->id != CMD_X_DEQUEUE || argc != 5
             : command_check(argc, argv, (uint32_t)keyspace_settings(r->ks)->key_bytes_max, &r->reply) == NULL)
         command = NULL; /* another version's command, or not a lockd */
-    if (command != NULL && command->class != COMMAND_SCRIPT &&
+    uint32_t inner_argc = argc;
+    const struct slice *inner_argv = argv;
+    const struct command *runs = command != NULL ? command_inner(command, &inner_argc, &inner_argv) : NULL;
+    if (runs != NULL && runs->class != COMMAND_SCRIPT &&
         queued_bytes(argc, argv) > r->config.batch_bytes_max - BATCH_ROOM) {
         resp_error(&r->reply, "ERR the command is too long for the leader's batch-bytes-max, %u",
                    r->config.batch_bytes_max);
@@ -200,7 +203,7 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         queue_reply(r, origin, buf_slice(&r->reply));
         return;
     }
-    if (command->class == COMMAND_SCRIPT) {
+    if (runs->class == COMMAND_SCRIPT) {
         script_add(r, origin, command, argc, argv);
         return;
     }
@@ -209,7 +212,7 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         return;
     }
     queue_add(r, origin, argc, argv);
-    if (command->first_key != 0)
+    if (runs->first_key != 0)
         command_keys(command, argc, argv, mark_key, r);
     else
         r->all_mark = r->queued_writes;

@@ -572,6 +572,9 @@ static void put_wait(struct buf *b, const struct wait *w) {
     wire_put_u16(b, w->origin.node);
     wire_put_u64(b, w->origin.boot);
     wire_put_u64(b, w->origin.seq);
+    wire_put_u64(b, w->once.lease);
+    wire_put_u64(b, w->once.seq);
+    wire_put_u64(b, w->once.digest);
     wire_put_u8(b, w->mover);
     wire_put_u32(b, w->argc);
     for (uint32_t i = 0; i < w->argc; i++) wire_put_bytes(b, w->argv[i]);
@@ -820,7 +823,8 @@ struct stall *route_stall_add(struct route *r, struct record *rec, uint64_t aske
 static void stall_begin(struct route *r, struct ks_call *call, struct record *rec, uint8_t target) {
     if (!has_room(r, call, STALL_BYTES + LIFE_BYTES + route_wait_bytes(call->argc, call->argv))) return;
     struct stall *stall = route_stall_add(r, rec, call->revision, target);
-    route_wait_add(r, stall, life_of(r, call->origin), call->origin, route_move, true, call->argc, call->argv);
+    route_wait_add(r, stall, life_of(r, call->origin), call->origin, route_move, true, call->argc, call->argv)->once =
+        call->once;
     call->queued = true;
 }
 
@@ -844,11 +848,13 @@ static void stall_end(struct route *r, struct stall *stall, struct moment when) 
                                .revision = when.revision,
                                .argc = w->argc,
                                .argv = w->argv,
-                               .reply = &reply};
+                               .reply = &reply,
+                               .once = w->once};
         r->run = w->mover ? RUN_MOVED : RUN_WAITED;
         w->handler(&call);
         r->run = RUN_FIRST;
-        if (!call.queued) ks_answer(r->ks, w->origin, buf_slice(&reply)); /* else it waits for another session now */
+        if (!call.queued)
+            ks_once_answer(r->ks, w->once, w->origin, buf_slice(&reply)); /* else it waits for another session now */
         buf_release(&reply);
         wait_end(r, w);
     }
@@ -879,8 +885,8 @@ size_t route_wait_bytes(uint32_t argc, const struct slice *argv) {
     return bytes;
 }
 
-void route_wait_add(struct route *r, struct stall *stall, struct life *life, struct origin origin, ks_handler *handler,
-                    bool mover, uint32_t argc, const struct slice *argv) {
+struct wait *route_wait_add(struct route *r, struct stall *stall, struct life *life, struct origin origin,
+                            ks_handler *handler, bool mover, uint32_t argc, const struct slice *argv) {
     struct wait *w;
     size_t bytes = sizeof *w + argc * sizeof w->argv[0];
     for (uint32_t i = 0; i < argc; i++) bytes += argv[i].bytes;
@@ -904,6 +910,7 @@ void route_wait_add(struct route *r, struct stall *stall, struct life *life, str
     HASH_ADD(hh, r->waits, key, sizeof w->key, w);
     DL_APPEND(stall->waits, w);
     stall->wait_count++;
+    return w;
 }
 
 /* False: refused, and the reply says why. */
@@ -915,7 +922,8 @@ static bool wait_add(struct route *r, struct ks_call *call, struct stall *stall,
         return false;
     }
     if (!has_room(r, call, LIFE_BYTES + route_wait_bytes(call->argc, call->argv))) return false;
-    route_wait_add(r, stall, life_of(r, call->origin), call->origin, handler, false, call->argc, call->argv);
+    route_wait_add(r, stall, life_of(r, call->origin), call->origin, handler, false, call->argc, call->argv)->once =
+        call->once;
     return true;
 }
 

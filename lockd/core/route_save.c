@@ -71,6 +71,7 @@ static void save_waits(const struct route *r, struct ks_saver *s) {
         ks_put_u64(s, w->stall->asked);
         ks_put_u32(s, life_index);
         ks_put_u64(s, w->origin.seq);
+        ks_put_once(s, w->once);
         ks_put_u8(s, w->mover);
         ks_put_u32(s, w->argc);
         for (uint32_t i = 0; i < w->argc; i++) ks_put_bytes(s, w->argv[i]);
@@ -229,6 +230,7 @@ static void load_wait(struct route *r, struct ks_loader *l, uint64_t lives, stru
     const uint64_t asked = ks_take_u64(l);
     const uint32_t life_index = ks_take_u32(l);
     const uint64_t seq = ks_take_u64(l);
+    const struct ks_once_key once = ks_take_once(l);
     const uint8_t mover = ks_take_u8(l);
     const uint32_t argc = ks_take_u32(l);
     if (!ks_take_check(l, argc > 0 && argc <= BATCH_ARGC_MAX, "a call without words")) return;
@@ -243,7 +245,7 @@ static void load_wait(struct route *r, struct ks_loader *l, uint64_t lives, stru
     if (!ks_take_check(l, handler != NULL && mover <= (handler == route_move), "a call that cannot wait")) return;
     const struct life *who = life[life_index];
     const struct origin origin = {.node = who->node, .boot = who->boot, .seq = seq};
-    route_wait_add(r, stall, life[life_index], origin, handler, mover == 1, argc, argv);
+    route_wait_add(r, stall, life[life_index], origin, handler, mover == 1, argc, argv)->once = once;
 }
 
 static void load_waits(struct route *r, struct ks_loader *l, uint64_t lives, uint64_t waits) {

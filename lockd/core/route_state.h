@@ -89,6 +89,7 @@ struct wait {
     struct stall *stall;
     struct life *life;
     struct wait *prev, *next;
+    struct ks_once_key once;
     ks_handler *handler;
     bool mover;
     size_t memory_bytes;
@@ -167,8 +168,8 @@ struct stall *route_stall_add(struct route *r, struct record *rec, uint64_t aske
 struct life *route_life_add(struct route *r, uint16_t node, uint64_t boot);
 /* What a call that waits counts against memory-max. */
 size_t route_wait_bytes(uint32_t argc, const struct slice *argv);
-void route_wait_add(struct route *r, struct stall *stall, struct life *life, struct origin origin, ks_handler *handler,
-                    bool mover, uint32_t argc, const struct slice *argv);
+struct wait *route_wait_add(struct route *r, struct stall *stall, struct life *life, struct origin origin,
+                            ks_handler *handler, bool mover, uint32_t argc, const struct slice *argv);
 /* The report of `m` about that backend, whose suspect is made if there is none; goes to the end of the list. */
 struct suspect *route_report_add(struct route *r, struct slice pool, struct slice backend, struct member *m,
                                  uint64_t stamp_ms);

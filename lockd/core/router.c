@@ -32,7 +32,7 @@ struct request {
     struct client *client; /* NULL: nobody waits for the reply */
     const struct command *command;
     enum request_state state;
-    bool write, own, barrier, leased, hang_up;
+    bool write, own, barrier, alone, leased, hang_up;
     bool installed; /* the state that was just installed has this wait */
     enum request_timer { NO_TIMER, TIMEOUT, WAIT_END, LEAVE, REVISION } timer;
     uint64_t revision; /* that it waits for */
@@ -188,8 +188,7 @@ static void running_change(struct client *c, const struct request *q, int by) {
 
 static bool may_start(const struct client *c, const struct request *q) {
     if (c->running_barriers > 0) return false;
-    if (q->command->class == COMMAND_SCRIPT || q->command->class == COMMAND_OWN)
-        return c->running_reads == 0 && c->running_writes == 0;
+    if (q->alone) return c->running_reads == 0 && c->running_writes == 0;
     return q->write ? c->running_reads == 0 : c->running_writes == 0;
 }
 
@@ -261,9 +260,17 @@ static void finish(struct router *rt, struct request *q, struct slice reply, boo
     start_more(rt, c);
 }
 
+/* It runs beside nothing else of its client. */
+static bool is_alone(const struct command *command, uint32_t argc, const struct slice *argv) {
+    command = command_inner(command, &argc, &argv);
+    return command != NULL && (command->class == COMMAND_SCRIPT || command->class == COMMAND_OWN);
+}
+
 /* A wait for a lock keeps its client's later commands back, as a blocked Redis client would. */
 static bool is_barrier(const struct command *command, uint32_t argc, const struct slice *argv) {
-    if (command->class == COMMAND_SCRIPT || command->class == COMMAND_OWN) return true;
+    command = command_inner(command, &argc, &argv);
+    if (command == NULL) return false;
+    if (is_alone(command, argc, argv)) return true;
     if (command->id != CMD_LOCK_ACQUIRE && command->id != CMD_ELECT_CAMPAIGN) return false;
     for (uint32_t i = 2; i < argc; i++)
         if (slice_is_word(argv[i], "WAIT")) return true;
@@ -338,6 +345,7 @@ static void add(struct router *rt, uint64_t now_ms, uint64_t id, const struct co
     q->write = command->class == COMMAND_WRITE || command->class == COMMAND_SCRIPT;
     q->own = own;
     q->barrier = is_barrier(command, argc, argv);
+    q->alone = is_alone(command, argc, argv);
     rt->now_ms = now_ms;
     if (!c->blocked) set_timer(rt, q, TIMEOUT, now_ms + rt->config.timeout_ms);
     enqueue(c, q);
@@ -644,11 +652,14 @@ static void time_out(struct router *rt, struct request *q) {
 static void leave(struct router *rt, struct request *q) {
     untime(rt, q);
     char node[24], boot[24], seq[24];
-    const bool lock = q->command->id == CMD_LOCK_ACQUIRE || q->command->id == CMD_ELECT_CAMPAIGN;
+    uint32_t argc = q->argc;
+    const struct slice *words = q->argv;
+    const struct command *runs = command_inner(q->command, &argc, &words);
+    const bool lock = runs != NULL && (runs->id == CMD_LOCK_ACQUIRE || runs->id == CMD_ELECT_CAMPAIGN);
     snprintf(node, sizeof node, "%u", (unsigned)rt->config.node);
     snprintf(boot, sizeof boot, "%llu", (unsigned long long)rt->config.boot);
     snprintf(seq, sizeof seq, "%llu", (unsigned long long)q->seq);
-    const struct slice argv[] = {slice_str("%DEQUEUE"), lock ? q->argv[1] : slice_str(""), slice_str(node),
+    const struct slice argv[] = {slice_str("%DEQUEUE"), lock ? words[1] : slice_str(""), slice_str(node),
                                  slice_str(boot), slice_str(seq)};
     struct request *out = request_new(rt, command_at(CMD_X_DEQUEUE), 5, argv);
     out->write = true;

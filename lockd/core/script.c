@@ -273,9 +273,32 @@ static void add_reads(struct script_words *l, const struct script_run *run) {
     }
 }
 
+/* The words become the effects.  False: more than one batch holds. */
+static bool effects_take(struct script_words *all, struct ks_effects *effects) {
+    effects->bytes = all->bytes;
+    const bool fits =
+        all->count <= BATCH_ARGC_MAX && all->bytes.bytes + 8 * (size_t)all->count <= SCRIPT_EFFECT_BYTES_MAX;
+    if (fits) {
+        effects->argc = all->count;
+        effects->argv = alloc_get(effects->bytes.alloc, all->count * sizeof effects->argv[0]);
+        for (uint32_t i = 0; i < all->count; i++) {
+            const size_t *ends = (const size_t *)(const void *)all->ends.data, start = i > 0 ? ends[i - 1] : 0;
+            effects->argv[i] = slice_of(effects->bytes.data + start, ends[i] - start);
+        }
+    }
+    buf_release(&all->ends);
+    return fits;
+}
+
 /* False: more than one batch holds. */
 static bool write_effects(const struct script_run *run, struct slice text, struct ks_effects *effects) {
     struct script_words all = {.bytes = effects->bytes, .ends.alloc = effects->bytes.alloc};
+    if (run->once.seq != 0) {
+        script_words_add(&all, slice_str("%ONCE"));
+        script_words_add_u64(&all, run->once.lease);
+        script_words_add_u64(&all, run->once.seq);
+        script_words_add_u64(&all, run->once.digest);
+    }
     script_words_add(&all, slice_str("%SCRIPT"));
     script_words_add(&all, buf_slice(&run->reply));
     script_words_add(&all, text);
@@ -286,18 +309,7 @@ static bool write_effects(const struct script_run *run, struct slice text, struc
         const size_t *ends = (const size_t *)(const void *)writes->ends.data, start = i > 0 ? ends[i - 1] : 0;
         script_words_add(&all, slice_of(writes->bytes.data + start, ends[i] - start));
     }
-    effects->bytes = all.bytes;
-    const bool fits = all.count <= BATCH_ARGC_MAX && all.bytes.bytes + 8 * (size_t)all.count <= SCRIPT_EFFECT_BYTES_MAX;
-    if (fits) {
-        effects->argc = all.count;
-        effects->argv = alloc_get(effects->bytes.alloc, all.count * sizeof effects->argv[0]);
-        for (uint32_t i = 0; i < all.count; i++) {
-            const size_t *ends = (const size_t *)(const void *)all.ends.data, start = i > 0 ? ends[i - 1] : 0;
-            effects->argv[i] = slice_of(effects->bytes.data + start, ends[i] - start);
-        }
-    }
-    buf_release(&all.ends);
-    return fits;
+    return effects_take(&all, effects);
 }
 
 void ks_effects_release(struct ks_effects *effects) {
@@ -387,6 +399,17 @@ static enum ks_script_verdict script_verdict(struct ks_call *call, struct script
     return KS_SCRIPT_REFUSED;
 }
 
+/* What a ONCE is answered is in the state already: the log says when. */
+static enum ks_script_verdict propose_as_is(struct ks_effects *effects, uint32_t argc, const struct slice *argv) {
+    buf_clear(&effects->bytes);
+    struct script_words all = {.bytes = effects->bytes, .ends.alloc = effects->bytes.alloc};
+    for (uint32_t i = 0; i < argc; i++) script_words_add(&all, argv[i]);
+    if (effects_take(&all, effects)) return KS_SCRIPT_PROPOSE;
+    buf_clear(&effects->bytes);
+    resp_error(&effects->bytes, "ERR the command is too long: %u words", argc);
+    return KS_SCRIPT_REFUSED;
+}
+
 enum ks_script_verdict keyspace_script(struct keyspace *ks, uint64_t stamp_ms, uint32_t argc, const struct slice *argv,
                                        struct ks_effects *effects, uint64_t *ret_stamp_ms) {
     if (effects->bytes.alloc == NULL) effects->bytes.alloc = ks->config.alloc;
@@ -398,11 +421,18 @@ enum ks_script_verdict keyspace_script(struct keyspace *ks, uint64_t stamp_ms, u
                            .argv = argv,
                            .reply = &effects->bytes,
                            .in_script = true};
-    if (argc < 3) {
+    if (argc >= 4 && slice_is_word(argv[0], "ONCE")) {
+        if (!ks_once_parse(&call, &call.once)) return KS_SCRIPT_REFUSED;
+        if (ks_once_decided(&call, &call.once)) return propose_as_is(effects, argc, argv);
+        call.argc -= 3;
+        call.argv += 3;
+    }
+    if (call.argc < 3) {
         resp_error(&effects->bytes, "ERR wrong number of arguments for a script");
         return KS_SCRIPT_REFUSED;
     }
     struct script_run *run = alloc_get0(ks->config.alloc, sizeof *run);
+    run->once = call.once;
     run_init(run, ks, call.stamp_ms);
     const enum ks_script_verdict verdict = script_verdict(&call, run, effects);
     if (verdict == KS_SCRIPT_NEEDS_STAMP) *ret_stamp_ms = call.needs_stamp_ms;

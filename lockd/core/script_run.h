@@ -24,6 +24,7 @@ void script_words_add_u64(struct script_words *l, uint64_t value);
 struct script_run {
     struct keyspace *overlay; /* C1 */
     uint64_t stamp_ms;
+    struct ks_once_key once;
     const struct slice *keys, *args;
     uint32_t key_count, arg_count;
     bool *key_loaded; /* by index in keys */

@@ -227,6 +227,38 @@ def test_locks(one):
         assert client.ask(*bad).code == 'ERR', bad
 
 
+def test_once(three):
+    a, b = (node.client() for node in three.nodes[:2])
+    lease, other = a('LEASE.GRANT', 10000), a('LEASE.GRANT', 10000)
+    assert a('ONCE', lease, 1, 'INCR', 'n') == 1
+    assert b('ONCE', lease, 1, 'INCR', 'n') == 1, 'a repeat on another node'
+    assert b('ONCE', lease, 2, 'INCR', 'n') == 2
+    script = "return redis.call('incr', KEYS[1])"
+    assert a('ONCE', lease, 3, 'EVAL', script, 1, 'n') == 3
+    assert b('ONCE', lease, 3, 'EVAL', script, 1, 'n') == 3
+    assert a('GET', 'n') == '3'
+    token = a('LOCK.ACQUIRE', 'l', 'LEASE', other)
+    b.send('ONCE', lease, 4, 'LOCK.ACQUIRE', 'l', 'LEASE', lease, 'WAIT', 10000)
+    timing.wait_for('it to wait', lambda: pairs(a('LOCK.INFO', 'l'))['waiters'] == 1)
+    b.close()
+    leader = three.leader()
+    leader.kill9()
+    three.wait_leader(but=leader)
+    alive = [node for node in three.nodes if node is not leader]
+    assert alive[0].client()('LOCK.RELEASE', 'l', 'LEASE', other, 'TOKEN', token) in (0, 1)
+    again = alive[1].client()
+    second = again('ONCE', lease, 4, 'LOCK.ACQUIRE', 'l', 'LEASE', lease, 'WAIT', 10000)
+    assert second > token
+    assert again('ONCE', lease, 4, 'LOCK.ACQUIRE', 'l', 'LEASE', lease, 'WAIT', 10000) == second
+    assert again('ONCE', lease, 1, 'INCR', 'n') == 1 and again('GET', 'n') == '3', 'after a failover'
+    for bad, code in ((('ONCE', lease, 3, 'INCR', 'n'), 'ERR'), (('ONCE', lease + 100000, 1, 'INCR', 'n'), 'NOLEASE'),
+                      (('ONCE', lease, 5, 'GET', 'n'), 'ERR'), (('ONCE', lease, 5, 'INCR'), 'ERR'), (('ONCE', lease, 5), 'ERR'),
+                      (('ONCE', lease, 5, 'NOSUCH', 'n'), 'ERR'), (('ONCE', lease, 'x', 'INCR', 'n'), 'ERR'),
+                      (('ONCE', lease, 5, 'ONCE', lease, 6, 'INCR', 'n'), 'ERR')):
+        assert again.ask(*bad).code == code, bad
+    assert again('COMMAND', 'GETKEYS', 'ONCE', 1, 1, 'DEL', 'x', 'y') == ['x', 'y']
+
+
 def test_elections(one):
     client = one.client()
     a, b = client('LEASE.GRANT', 10000), client('LEASE.GRANT', 10000)

@@ -78,6 +78,21 @@ static const struct {
     {"eval|x|y|12345678901234567", ""}, /* the handler says what is wrong */
     {"eval|x|9|12345678901234567", ""},
     {"eval|x|18446744073709551615|12345678901234567", ""},
+    {"once|1|2|set|a|b", ""},
+    {"once|1|2|eval|x|1|a", ""},
+    {"once|1|2", "-ERR wrong number of arguments for 'once' command\r\n"},
+    {"once|1|2|set|a", "-ERR wrong number of arguments for 'set' command\r\n"},
+    {"once|1|2|foo|a", "-ERR unknown command 'foo', with args beginning with: 'a' \r\n"},
+    {"once|1|2|%expire|1", "-ERR unknown command '%expire', with args beginning with: '1' \r\n"},
+    {"once|1|2|get|a",
+     "-ERR ONCE takes a command that changes something, or a script; 'get' may be repeated as it is\r\n"},
+    {"once|1|2|lease.keepalive|1",
+     "-ERR ONCE takes a command that changes something, or a script; 'lease.keepalive' may be repeated as it is\r\n"},
+    {"once|1|2|once|1|2|set|a|b",
+     "-ERR ONCE takes a command that changes something, or a script; 'once' may be repeated as it is\r\n"},
+    {"once|1|2|set|12345678901234567|b", "-ERR key is too long: 17 bytes, key-bytes-max is 16\r\n"},
+    {"once|1|12345678901234567|set|a|b", ""},
+    {"once|1|2|eval|x|1|12345678901234567", "-ERR key is too long: 17 bytes, key-bytes-max is 16\r\n"},
 };
 START_TEST(what_is_refused) {
     const struct command *c = check_line(rows[_i].line);
@@ -127,6 +142,11 @@ static const struct {
     {"lease.keepalive|1|2", ""},
     {"eval|s|3|a|b", ""},
     {"route.get|p|s|LEASE|1", ""},
+    {"once|1|2|del|a|b", "a,b,"},
+    {"once|1|2|eval|s|1|a|b", "a,"},
+    {"once|1|2|lease.grant|3", ""},
+    {"once|1|2|nosuch|3", ""},
+    {"once|1|2", ""},
 };
 START_TEST(keys_of_a_command) {
     struct slice argv[64];

@@ -333,6 +333,10 @@ static const char *const differences[] = {
     "%MEMBERS 1 11 a:2",
     "%MEMBERS 1 12 a:1",
     "%MEMBERS 2 11 a:1",
+    "ONCE 1 1 DEL nothing",
+    "ONCE 1 2 DEL nothing",
+    "ONCE 1 2 DEL nobody",
+    "ONCE 1 2 LOCK.ACQUIRE m LEASE 1 WAIT 400",
     "%REMAINING 1 700",
     "%REMAINING 1 701",
 };

@@ -42,7 +42,7 @@ static const char *a_name(void) {
 }
 
 struct line {
-    char text[1800];
+    char text[1900];
 };
 static const char *say(struct line *line, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static const char *say(struct line *line, const char *format, ...) {
@@ -166,7 +166,7 @@ static void random_script(void) {
 }
 
 static void random_batch(void) {
-    struct line line;
+    struct line line, once;
     lease_count = stalled_count = 0;
     keyspace_each_lease(ks, note_lease, NULL);
     route_each_stall(keyspace_route(ks), note_stall, NULL);
@@ -180,6 +180,8 @@ static void random_batch(void) {
             story_origin = ORIGIN_NONE;
         else
             origin_is((uint16_t)(pick(2) ? 0 : pick(3)), 1 + (pick(4) == 0));
+        if (text != NULL && *text != '%' && pick(4) == 0)
+            text = say(&once, "ONCE %llu %u %s", (unsigned long long)a_lease(), 1 + pick(30), text);
         if (text != NULL)
             batch_line(text);
         else

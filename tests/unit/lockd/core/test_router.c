@@ -7,7 +7,7 @@
 #include "lockd/core/router.h"
 
 static struct router *rt;
-static char calls[4096], out[4096];
+static char calls[4096], out[4096], first_word[64]; /* first_word: after the name of the last call */
 static const struct ballot b1 = {1, 0}, b2 = {2, 1};
 
 static void on_call(void *context, const struct router_call *call) {
@@ -21,6 +21,8 @@ static void on_call(void *context, const struct router_call *call) {
     }
     snprintf(text, sizeof text, ":%.*s ", (int)call->argv[0].bytes, call->argv[0].data);
     strcat(calls, text);
+    snprintf(first_word, sizeof first_word, "%.*s", call->argc > 1 ? (int)call->argv[1].bytes : 0,
+             call->argc > 1 ? call->argv[1].data : "");
 }
 static void on_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
     (void)context;
@@ -128,6 +130,27 @@ START_TEST(a_wait_for_a_lock_holds_the_rest_back) {
     answer_write(1, ":5\r\n");
     router_pump(rt, 0, &b1);
     called("w3<2:SET ");
+}
+END_TEST
+
+START_TEST(a_once_is_treated_as_what_it_carries) {
+    say(0, 1, "ONCE 7 1 LOCK.ACQUIRE l LEASE 1 WAIT 100");
+    say(0, 1, "SET a 1");
+    say(0, 2, "SET b 1");
+    say(0, 2, "ONCE 7 2 EVAL x 0");
+    say(0, 3, "ONCE 7 3 SET a 1");
+    say(0, 3, "SET a 1");
+    router_pump(rt, 0, &b1);
+    called("w1<0:ONCE w2<1:SET w3<2:ONCE w4<3:SET "); /* client 1 waits for its lock, 2's script for its SET */
+    answer_write(2, "+OK\r\n");
+    router_pump(rt, 0, &b1);
+    called("w5<4:ONCE ");
+    router_write_queued(rt, 0, 1);
+    router_client_gone(rt, 500, 1);
+    router_expire(rt, 1500);
+    router_pump(rt, 1500, &b1);
+    called("w6<5:%DEQUEUE ");
+    ck_assert_str_eq(first_word, "l"); /* the lock's name, not the lease of ONCE */
 }
 END_TEST
 
@@ -461,6 +484,7 @@ int main(void) {
     tcase_add_test(tc, replies_keep_the_order_of_commands);
     tcase_add_test(tc, a_read_waits_for_the_writes_before_it);
     tcase_add_test(tc, a_wait_for_a_lock_holds_the_rest_back);
+    tcase_add_test(tc, a_once_is_treated_as_what_it_carries);
     tcase_add_test(tc, nothing_goes_out_without_a_leader_and_times_out_as_not_run);
     tcase_add_test(tc, what_is_out_times_out_as_uncertain);
     tcase_add_test(tc, a_new_ballot_alone_proves_nothing);
