@@ -120,6 +120,8 @@ static bool takes_room(const struct command *command) {
     case CMD_EXPIRE:
     case CMD_PEXPIRE:
     case CMD_PERSIST:
+    case CMD_NODE_ADD: /* a node with room for one without */
+    case CMD_NODE_REMOVE:
     case CMD_LEASE_REVOKE:
     case CMD_LOCK_RELEASE:
     case CMD_ELECT_RESIGN:

@@ -991,6 +991,10 @@ START_TEST(a_full_disk_refuses_what_grows) {
     expect(other, 5, line, "*1\r\n:600000\r\n");
     snprintf(line, sizeof line, "LOCK.RELEASE lock LEASE %lld", lease);
     expect(other, 5, line, ":1\r\n");
+    expect(other, 5, "NODE.REMOVE 9", "-ERR node 9 is no member\r\n"); /* the way to another disk is open */
+    say(other, 5, "INFO persistence");
+    run(10);
+    ck_assert_ptr_nonnull(strstr(take(5), "disk_free_bytes:999\r\ndisk_reserve_bytes:1000\r\ndisk_full:1\r\n"));
     replica_disk_free(nodes[other].replica, 1000);
     run(200);
     expect(other, 2, "SET d 1", "+OK\r\n"); /* by itself */
