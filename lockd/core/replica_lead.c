@@ -136,8 +136,9 @@ static bool takes_room(const struct command *command) {
 /* The same of what a script wants to log (script.h): a lock library releases by a script. */
 static bool effects_take_room(const struct ks_effects *effects) {
     uint64_t reads, writes, argc;
-    uint32_t at = 4;
-    if (effects->argc < at || !slice_to_u64(effects->argv[3], &reads) || reads > effects->argc) return true;
+    if (slice_is_word(effects->argv[0], "ONCE")) return false; /* a repeat: answered from the state */
+    uint32_t at = slice_is_word(effects->argv[0], "%ONCE") ? 8 : 4;
+    if (effects->argc < at || !slice_to_u64(effects->argv[at - 1], &reads) || reads > effects->argc) return true;
     at += (uint32_t)reads * 3;
     if (at >= effects->argc || !slice_to_u64(effects->argv[at++], &writes)) return true;
     for (; writes > 0; writes--) {
@@ -209,7 +210,7 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         script_add(r, origin, command, argc, argv);
         return;
     }
-    if (takes_room(command) && lead_disk_is_short(r)) {
+    if (takes_room(runs) && lead_disk_is_short(r)) {
         refuse_disk(r, origin);
         return;
     }

@@ -989,7 +989,26 @@ START_TEST(a_full_disk_refuses_what_grows) {
     ck_assert_str_eq(take(4), full);
     snprintf(line, sizeof line, "LEASE.KEEPALIVE %lld", lease);
     expect(other, 5, line, "*1\r\n:600000\r\n");
-    snprintf(line, sizeof line, "LOCK.RELEASE lock LEASE %lld", lease);
+    /* What is sent in a ONCE is judged by what it carries. */
+    char id[24];
+    snprintf(id, sizeof id, "%lld", lease);
+    const struct slice once[] = {slice_str("ONCE"),
+                                 slice_str(id),
+                                 slice_str("1"),
+                                 slice_str("EVAL"),
+                                 slice_str("return redis.call('DEL', KEYS[1]) + 7"),
+                                 slice_str("1"),
+                                 slice_str("c")};
+    for (int i = 0; i < 2; i++) {
+        replica_command(nodes[other].replica, now_ms, 0, 6, 7, once);
+        nodes[other].wake_ms = now_ms;
+        run(200);
+        ck_assert_str_eq(take(6), ":8\r\n");
+    }
+    snprintf(line, sizeof line, "ONCE %lld 2 SET d 1", lease);
+    expect(other, 5, line, full);
+    snprintf(line, sizeof line, "ONCE %lld 2 LOCK.RELEASE lock LEASE %lld", lease, lease);
+    expect(other, 5, line, ":1\r\n");
     expect(other, 5, line, ":1\r\n");
     expect(other, 5, "NODE.REMOVE 9", "-ERR node 9 is no member\r\n"); /* the way to another disk is open */
     say(other, 5, "INFO persistence");
