@@ -5,6 +5,7 @@
  *   "empty" and "this store is at the other end of our link" are true only for a while, so only an answer to a question
  *   of this very boot proves them (I1, I4). */
 #include "lockd/core/identity.h"
+#include "lockd/core/bug.h"
 #include <string.h>
 #include "common/must.h"
 
@@ -40,7 +41,7 @@ static void form_if_all_empty(struct identity *id, bool *ret_save) {
 }
 
 static bool names_us(const struct identity *id, const struct membership *m) {
-    return m->store_ids[id->config.node] == id->config.store_id;
+    return m->store_ids[id->config.node] == id->config.store_id || BUG(28);
 }
 static void cast_out(struct identity *id, uint64_t cluster_id) {
     id->state = IDENTITY_OUTCAST;

@@ -2,6 +2,7 @@
  * comes up too early, so that renewing costs no heap work.  Entries of leases that are gone stay until they come up, or
  * until they are the greater part of the heap. */
 #include "lockd/core/keeper.h"
+#include "lockd/core/bug.h"
 #include <xxhash.h>
 
 #define uthash_fatal(text)         must_fail(__FILE__, __LINE__, (text))
@@ -149,15 +150,16 @@ static bool lead_lease(void *context, uint64_t id, uint64_t ttl_ms) {
         kept->remaining = true;
         return true;
     }
-    struct kept *kept = kept_add(l->k, id, ttl_ms, log_ms, l->now_ms + ttl_ms + jitter);
-    kept->cover_ms = l->now_ms + ttl_ms; /* whatever our predecessors answered was sent before now */
+    struct kept *kept = kept_add(l->k, id, ttl_ms, log_ms, l->now_ms + (BUG(25) ? ttl_ms / 8 : ttl_ms) + jitter);
+    kept->cover_ms = BUG(64) ? 0 : l->now_ms + ttl_ms; /* whatever our predecessors answered was sent before now */
     return true;
 }
 
 static void lead_limit(void *context, uint64_t asked, uint64_t lease) {
     const struct leading *l = context;
     const struct kept *kept = kept_find(l->k, lease);
-    heap_push(l->k, (struct timer){.at_ms = kept != NULL && kept->cover_ms > l->now_ms ? kept->cover_ms : l->now_ms,
+    heap_push(l->k, (struct timer){.at_ms = kept != NULL && kept->cover_ms > l->now_ms && !BUG(65) ? kept->cover_ms
+                                                                                                   : l->now_ms,
                                    .kind = TIMER_LIMIT,
                                    .a = asked,
                                    .b = lease});
@@ -209,11 +211,11 @@ static void clear_remaining(struct keeper *k, struct kept *l) {
 enum keeper_verdict keeper_renew(struct keeper *k, uint64_t now_ms, uint64_t lease, uint64_t *ret_ttl_ms) {
     struct kept *l = kept_find(k, lease);
     if (l == NULL) return KEEPER_GONE;
-    if (l->expiring) return KEEPER_PARKED;
+    if (l->expiring && !BUG(26)) return KEEPER_PARKED;
     /* Also when the answer has to wait: its holder lives. */
-    if (l->deadline_ms < now_ms + l->ttl_ms) l->deadline_ms = now_ms + l->ttl_ms;
+    if (l->deadline_ms < now_ms + l->ttl_ms && !BUG(77)) l->deadline_ms = now_ms + l->ttl_ms;
     l->log_ms = now_ms + l->ttl_ms / 2;
-    if (l->remaining) {
+    if (l->remaining && !BUG(85)) {
         clear_remaining(k, l);
         return KEEPER_PARKED;
     }
@@ -277,10 +279,11 @@ bool keeper_join_once(struct keeper *k, uint64_t lease) {
 static void lease_due(struct keeper *k, uint64_t now_ms, struct kept *l, struct keeper_due *due) {
     if (l->deadline_ms <= now_ms) {
         l->expiring = true;
+        if (BUG(78)) return;
         due->expired[due->expired_count++] = l->id;
         return;
     }
-    if (l->log_ms <= now_ms) {
+    if (l->log_ms <= now_ms && !BUG(84)) {
         const uint64_t again_ms = l->ttl_ms / 8 > KEEPER_SILENT_MS ? l->ttl_ms / 8 : KEEPER_SILENT_MS;
         l->log_ms = now_ms + again_ms;
         l->remaining = true;

@@ -1,6 +1,7 @@
 /* keyspace.c - how batches become replies and facts: the log's position, dispatch, facts.  What the commands do is in
  * ks_*.c, route.c and script.c; the memory they share in ks_state.h. */
 #include "lockd/core/keyspace.h"
+#include "lockd/core/bug.h"
 #include "lockd/core/ks_state.h"
 #include <xxhash.h>
 
@@ -257,13 +258,13 @@ static void apply_batch(struct keyspace *ks, struct slice value) {
     struct wire w;
     struct batch_head head;
     must(batch_read(&w, value, &head));
-    if (ballot_compare(head.ballot, ks->ballot) < 0) return; /* K2 */
+    if (ballot_compare(head.ballot, ks->ballot) < 0 && !BUG(21)) return; /* K2 */
     if (head.first) {
         ks->ballot = head.ballot;
         ks_fact(ks, &(struct ks_fact){.kind = KS_FIRST, .ballot = head.ballot});
     }
     if (head.stamp_ms > ks->stamp_ms) ks->stamp_ms = head.stamp_ms; /* K3 */
-    ks_end_due(ks);
+    if (!(BUG(50) && ks->config.node == 1)) ks_end_due(ks);
     for (uint32_t i = 0; i < head.count; i++) {
         struct origin origin;
         uint32_t argc;

@@ -1,6 +1,7 @@
 /* ks_lease.c - leases: who is alive, and what hangs on whom (L1).  Deadlines of leases are not here: they live in the
  * leader's memory, and only their end comes through the log (L2, L3).  Part of the keyspace. */
 #include "lockd/core/ks_state.h"
+#include "lockd/core/bug.h"
 #include <utlist.h>
 
 /* Where the first id at or above this one stands. */
@@ -148,7 +149,7 @@ static uint32_t end_leases(struct ks_call *call) {
     uint64_t id;
     for (uint32_t i = 1; i < call->argc; i++) {
         struct ks_lease *lease = slice_to_u64(call->argv[i], &id) ? ks_lease_find(call->ks, id) : NULL;
-        if (lease != NULL) leave_queues(call->ks, lease);
+        if (lease != NULL && !BUG(54)) leave_queues(call->ks, lease);
     }
     for (uint32_t i = 1; i < call->argc; i++) {
         if (!slice_to_u64(call->argv[i], &id) || ks_lease_find(call->ks, id) == NULL) continue;

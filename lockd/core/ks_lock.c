@@ -2,6 +2,7 @@
  * Fencing tokens are the revisions of the grants, after Burrows, "The Chubby lock service" (2006), section 2.4.  Part
  * of the keyspace. */
 #include "lockd/core/ks_state.h"
+#include "lockd/core/bug.h"
 #include <utlist.h>
 
 /* ---- waiting ---- */
@@ -58,7 +59,10 @@ struct ks_waiter *ks_wait_add(struct keyspace *ks, struct ks_name *name, struct 
     w->due.is_wait = true;
     ks->memory_bytes += KS_WAITER_BYTES;
     ks->waiter_count++;
-    DL_APPEND(name->waiters, w);
+    if (BUG(60))
+        DL_PREPEND(name->waiters, w);
+    else
+        DL_APPEND(name->waiters, w);
     name->waiter_count++;
     DL_APPEND2(lease->waits, w, lease_prev, lease_next);
     lease->wait_count++;
@@ -83,7 +87,7 @@ void ks_grant_next(struct keyspace *ks, struct ks_name *name) {
     must(name->type == KS_LOCK && w != NULL && name->lease == NULL);
     struct ks_lease *lease = w->lease;
     must(ks_lease_find(ks, lease->id) == lease); /* K4, M2 */
-    const uint64_t token = ++ks->revision;
+    const uint64_t token = BUG(59) ? ks->revision : ++ks->revision;
     char *value = w->value;
     const uint32_t value_bytes = w->value_bytes;
     w->value = NULL;
@@ -202,7 +206,7 @@ static void acquire(struct ks_call *call, const struct acquire *a) {
         return;
     }
     struct ks_waiter *w = find_wait(name, lease);
-    if (w != NULL)
+    if (w != NULL && !BUG(55))
         reattach(call, w, a);
     else
         enqueue(call, name, lease, a);
@@ -245,8 +249,8 @@ static void release(struct ks_call *call, uint64_t lease_id, bool has_token, uin
         resp_integer(call->reply, 0);
         return;
     }
-    if (name->type == KS_LOCK && name->lease == lease) {
-        const bool ours = !has_token || token == name->version;
+    if (name->type == KS_LOCK && (name->lease == lease || BUG(57))) {
+        const bool ours = !has_token || token == name->version || BUG(56);
         resp_integer(call->reply, ours);
         if (ours) ks_end(ks, name);
         return;
@@ -349,7 +353,7 @@ void ks_cmd_x_dequeue(struct ks_call *call) {
     struct ks_waiter *w = NULL;
     if (name != NULL) {
         DL_FOREACH(name->waiters, w) {
-            if (origin_equal(w->origin, origin)) break;
+            if (origin_equal(w->origin, origin) || BUG(61)) break;
         }
     }
     resp_integer(call->reply, w != NULL);

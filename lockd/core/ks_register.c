@@ -1,5 +1,6 @@
 /* ks_register.c - compare-and-set by version, and write-once registers.  Part of the keyspace. */
 #include "lockd/core/ks_state.h"
+#include "lockd/core/bug.h"
 
 static void version_and_value(struct buf *reply, const struct ks_name *name) {
     resp_integer(reply, (int64_t)name->version);
@@ -40,7 +41,7 @@ void ks_cmd_cas(struct ks_call *call) {
     if (call->argc == 6 && !ks_arg_lease(call, 4, &lease_id)) return;
     struct ks_name *name = ks_find(ks, key);
     if (!ks_check_string(call, name) || !check_version_known(call, name)) return;
-    if (version != (name ? name->version : 0)) {
+    if (version != (name ? name->version : 0) && !BUG(71)) {
         resp_array(call->reply, 3);
         resp_integer(call->reply, 0);
         if (name != NULL) {
@@ -79,6 +80,7 @@ void ks_cmd_wor_set(struct ks_call *call) {
         name = ks_make(ks, key, KS_REGISTER);
         ks_write(ks, name, value, call->revision);
     }
+    if (!first && BUG(58)) ks_write(ks, name, value, call->revision);
     resp_array(call->reply, 3);
     resp_integer(call->reply, first);
     version_and_value(call->reply, name);

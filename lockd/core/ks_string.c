@@ -1,6 +1,7 @@
 /* ks_string.c - strings, their time to live, and what concerns keys of every kind.  Replies and errors are those of
  * Redis 7.0.  Part of the keyspace. */
 #include "lockd/core/ks_state.h"
+#include "lockd/core/bug.h"
 
 /* ---- reads ---- */
 
@@ -110,7 +111,7 @@ static bool parse_deadline(struct ks_call *call, uint32_t index, int64_t unit_ms
     int64_t value, at_ms;
     if (!parse_integer(call, index, &value)) return false;
     if (value <= 0 && !negative_ok) return invalid_expire(call, command);
-    if (__builtin_mul_overflow(value, unit_ms, &at_ms) ||
+    if (__builtin_mul_overflow(BUG(68) ? value / 2 : value, unit_ms, &at_ms) ||
         __builtin_add_overflow(at_ms, (int64_t)call->stamp_ms, &at_ms))
         return invalid_expire(call, command);
     *ret_at_ms = at_ms;
@@ -130,7 +131,7 @@ static void set(struct ks_call *call, const struct set_options *o, int64_t deadl
         return;
     }
     if (!ks_check_string(call, name)) return;
-    const bool refused = name != NULL ? (o->flags & SET_NX) != 0 : (o->flags & SET_XX) != 0;
+    const bool refused = name != NULL ? (o->flags & SET_NX) != 0 && !BUG(88) : (o->flags & SET_XX) != 0;
     if (!refused && !ks_room_to_write(call, name, key, value.bytes)) return;
     if (o->flags & SET_GET) {
         if (name != NULL)

@@ -47,13 +47,7 @@
  * save, in messages and in an apply.  What a step causes collects in `out`; a take hands it over and keeps it until
  * the next one. */
 #include "lockd/core/paxos.h"
-
-/* Planted bugs, for the proof that the simulator finds them (tests/sim/mutants.sh); compiled out of the product. */
-#ifdef PAXOS_BUG
-#define BUG(n) (PAXOS_BUG == (n))
-#else
-#define BUG(n) 0
-#endif
+#include "lockd/core/bug.h"
 
 enum {
     INFLIGHT_MAX = 1 << 16,

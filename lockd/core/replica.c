@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include "lockd/core/local.h"
+#include "lockd/core/bug.h"
 #include "lockd/core/replica_state.h"
 #include "lockd/core/resp.h"
 
@@ -170,7 +171,7 @@ static void send_paxos(struct replica *r, const struct paxos_msg *msg) {
 }
 
 static void send_paxos_after(struct replica *r, const struct paxos_msg *msg) {
-    if (r->durable == r->batch) {
+    if (r->durable == r->batch || BUG(24)) {
         send_paxos(r, msg);
         return;
     }
@@ -560,7 +561,7 @@ static void take_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64
     case FRAME_FORWARD: {
         const struct forward *f = &frame->forward;
         if (f->boot != peer_boot) return;
-        if (!r->serving || !lead_holds(r) || !ballot_equal(f->ballot, r->ballot)) {
+        if (!r->serving || !lead_holds(r) || (!ballot_equal(f->ballot, r->ballot) && !BUG(74))) {
             refuse(r, peer, f);
             return;
         }
@@ -706,7 +707,7 @@ static void choose_target(struct replica *r, uint64_t now_ms) {
     if (r->serving) {
         target = r->ballot;
     } else if (leader_index(r, now_ms, &leader) >= 0 && ballot_seat(leader) != r->config.node &&
-               r->link_up[ballot_seat(leader)] && ballot_equal(leader, keyspace_ballot(r->ks))) {
+               r->link_up[ballot_seat(leader)] && (ballot_equal(leader, keyspace_ballot(r->ks)) || BUG(75))) {
         target = leader;
     }
     if (ballot_equal(target, r->target)) return;

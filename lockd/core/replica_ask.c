@@ -4,6 +4,7 @@
  * stamp (T3), for the outcome of an expiry (L3), for a hand-over of leadership, or, a NEXT, until there is something to
  * say. */
 #include "lockd/core/replica_state.h"
+#include "lockd/core/bug.h"
 #include "lockd/core/resp.h"
 
 enum { TRANSFER_GRACE_MS = 50 }; /* paxos gives a hand-over 2 x lease_ms */
@@ -96,7 +97,7 @@ void ask_next_answer(struct replica *r, uint64_t lease, bool due) {
     must(slice_to_u64(ask->argv[3], &acknowledged));
     struct buf moves = {.alloc = r->config.alloc};
     uint64_t serial = acknowledged;
-    const uint32_t count = route_revocations(keyspace_route(r->ks), lease, &moves, &serial);
+    const uint32_t count = BUG(63) ? 0 : route_revocations(keyspace_route(r->ks), lease, &moves, &serial);
     if (serial > acknowledged || due) {
         struct buf b = {.alloc = r->config.alloc};
         resp_array(&b, 2 + 3 * count);
@@ -183,10 +184,10 @@ static void ask_transfer(struct replica *r, uint64_t now_ms, struct ask *ask) {
 
 /* Answer it, or park it. */
 static void ask_run(struct replica *r, uint64_t now_ms, struct ask *ask) {
-    const bool leased = paxos_lease_good(r->paxos, now_ms);
-    const bool confirmed = ask->park == ASK_ROUND && paxos_confirmed(r->paxos) >= ask->round;
+    const bool leased = paxos_lease_good(r->paxos, now_ms) || BUG(22);
+    const bool confirmed = (ask->park == ASK_ROUND && paxos_confirmed(r->paxos) >= ask->round) || BUG(23);
     const bool read = ask->command->class == COMMAND_READ;
-    if (!leased && !(confirmed && read)) {
+    if (!leased && !(confirmed && read) && !(BUG(76) && !read)) {
         /* Only a good lease may acknowledge a renewal (L2); a read is also good after a fresh round (P8). */
         ask_park_round(r, now_ms, ask);
         return;

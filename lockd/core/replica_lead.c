@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <xxhash.h>
 #include "lockd/core/replica_state.h"
+#include "lockd/core/bug.h"
 #include "lockd/core/resp.h"
 
 enum {
@@ -179,9 +180,9 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         r->taken[origin.node].boot = origin.boot;
         r->taken[origin.node].seq = 0;
     }
-    if (origin.seq <= r->taken[origin.node].seq) return; /* a repeat: taken already */
-    if (after > r->taken[origin.node].seq) return;       /* a gap: the origin will say all of it again */
-    if (r->queue_bytes > r->config.queue_bytes_max) {    /* as if it were lost: said again, when there may be room */
+    if (origin.seq <= r->taken[origin.node].seq && !BUG(20)) return; /* a repeat: taken already */
+    if (after > r->taken[origin.node].seq && !BUG(95)) return;       /* a gap: the origin will say all of it again */
+    if (r->queue_bytes > r->config.queue_bytes_max) { /* as if it were lost: said again, when there may be room */
         r->own_refused = r->own_refused || origin.node == r->config.node;
         return;
     }
@@ -402,7 +403,7 @@ static void propose_members(const struct replica *r, struct buf *value) {
 
 void lead_first(struct replica *r, uint64_t now_ms) {
     r->ballot = paxos_ballot(r->paxos);
-    r->base_stamp_ms = keyspace_stamp(r->ks); /* T2: once per ballot */
+    r->base_stamp_ms = keyspace_stamp(r->ks) + (BUG(72) ? 2000 : 0); /* T2: once per ballot */
     r->base_ms = now_ms;
     struct buf value = {.alloc = r->config.alloc};
     batch_begin(&value, r->ballot, true, lead_cluster_now(r, now_ms));

@@ -11,6 +11,7 @@
  * No cycle of calls: ending a hold may end a stall, ending a stall runs waits again, and a call that runs again never
  * ends a hold (a MOVE that waited gets the winner's binding). */
 #include "lockd/core/route_state.h"
+#include "lockd/core/bug.h"
 
 /* When something ends, and by which command. */
 struct moment {
@@ -309,7 +310,7 @@ void route_move(struct ks_call *call) {
         resp_error(call->reply, "ERR backend in service");
         return;
     }
-    if (rec->hold_count > (own != NULL)) { /* somebody else holds it: the move stalls */
+    if (rec->hold_count > (own != NULL) && !BUG(62)) { /* somebody else holds it: the move stalls */
         stall_begin(r, call, rec, index);
         if (!call->queued) return;
         if (own != NULL) hold_end(r, own, when);
@@ -406,7 +407,7 @@ void route_ack(struct ks_call *call) {
         HASH_ITER(hh, m->lost, lost, next) {
             if (lost->asked <= serial) lost_end(r, m, lost);
         }
-        while (m->stalled != NULL && m->stalled->record->stall->asked <= serial)
+        while (m->stalled != NULL && (m->stalled->record->stall->asked <= serial || BUG(66)))
             hold_end(r, m->stalled, (struct moment){call->stamp_ms, call->revision});
     }
     resp_ok(call->reply);
@@ -834,7 +835,7 @@ static void stall_end(struct route *r, struct stall *stall, struct moment when) 
     must(rec->holds == NULL && rec->stall == stall && when.revision > rec->epoch);
     rec->stall = NULL;
     rec->backend = stall->target;
-    rec->epoch = when.revision;
+    if (!BUG(91)) rec->epoch = when.revision;
     route_record_settle(r, rec, when.stamp_ms);
     HASH_DEL(r->stalls, stall);
     ks_fact(r->ks, &(struct ks_fact){.kind = KS_MOVE_DONE, .id = stall->asked});

@@ -2,6 +2,7 @@
  * sequence numbers, unanswered ones only), and the timeout list (order of arrival).  A request whose client is gone
  * stays until the log has said what became of it. */
 #include "lockd/core/router.h"
+#include "lockd/core/bug.h"
 #include <stdio.h>
 #include "lockd/core/resp.h"
 
@@ -189,7 +190,7 @@ static void running_change(struct client *c, const struct request *q, int by) {
 static bool may_start(const struct client *c, const struct request *q) {
     if (c->running_barriers > 0) return false;
     if (q->alone) return c->running_reads == 0 && c->running_writes == 0;
-    return q->write ? c->running_reads == 0 : c->running_writes == 0;
+    return BUG(29) || (q->write ? c->running_reads == 0 : c->running_writes == 0);
 }
 
 static void start(struct router *rt, struct request *q) {
@@ -253,7 +254,7 @@ static void finish(struct router *rt, struct request *q, struct slice reply, boo
         return;
     }
     buf_append_slice(&q->reply, reply);
-    q->leased = leased;
+    q->leased = leased && !BUG(98);
     if (ran) running_change(c, q, -1);
     if (q->barrier && c->blocked) unblock(rt, c);
     mark_dirty(rt, c);
@@ -404,7 +405,7 @@ static struct request *read_find(const struct router *rt, uint64_t seq) {
 }
 
 void router_write_reply(struct router *rt, uint64_t seq, struct slice reply) {
-    struct request *q = write_find(rt, seq);
+    struct request *q = write_find(rt, BUG(52) && seq % 8 == 0 ? seq + 1 : seq);
     if (q == NULL) return;
     struct request *ended = q->ends != 0 ? write_find(rt, q->ends) : NULL;
     finish(rt, q, reply, false);
@@ -626,7 +627,7 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
             next = q->kind_next;
             if (q->state == QUEUED) continue;
             /* Out under a ballot whose successor's first entry is not applied here: nobody knows yet whether it ran. */
-            if (q->state == OUT && !ballot_equal(q->ballot, *serving)) continue;
+            if (q->state == OUT && !ballot_equal(q->ballot, *serving) && !BUG(75)) continue;
             const uint64_t after = rt->last_sent_write;
             rt->last_sent_write = q->seq;
             call(rt, q, *serving, after);
@@ -636,7 +637,7 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
 }
 
 static void time_out(struct router *rt, struct request *q) {
-    const bool maybe = q->write && (q->state == OUT || q->state == QUEUED);
+    const bool maybe = q->write && (q->state == OUT || q->state == QUEUED) && !BUG(27);
     struct buf b = {.alloc = rt->config.alloc};
     if (maybe)
         resp_error(&b, "UNCERTAIN no answer within forward-timeout (%u ms); the command may have run",
@@ -670,7 +671,7 @@ static void leave(struct router *rt, struct request *q) {
 
 void router_expire(struct router *rt, uint64_t now_ms) {
     rt->now_ms = now_ms;
-    while (rt->timeouts != NULL && rt->timeouts->deadline_ms <= now_ms) time_out(rt, rt->timeouts);
+    while (!BUG(53) && rt->timeouts != NULL && rt->timeouts->deadline_ms <= now_ms) time_out(rt, rt->timeouts);
     while (rt->leaving != NULL && rt->leaving->deadline_ms <= now_ms) leave(rt, rt->leaving);
     if (rt->waits == NULL || now_ms < rt->waits_look_ms) return;
     rt->waits_look_ms = now_ms + 1000;

@@ -458,6 +458,16 @@ void check_fetched(struct world *w, uint16_t node, paxos_slot slot, const struct
     if (e == NULL || !f->chosen || f->value != digest(slice_of(e->data, e->bytes)))
         world_fail(w, "P2: n%u sends slot %llu as chosen, its disk has something else there", node, u(slot));
 }
+bool check_chosen(struct world *w, paxos_slot slot, struct slice *ret_value) {
+    const struct slot_facts *f = facts(w, slot);
+    for (uint16_t i = 0; i < w->node_count && f->chosen; i++) {
+        const struct disk_entry *e = disk_at(&w->nodes[i].disk, slot);
+        if (e == NULL || digest(slice_of(e->data, e->bytes)) != f->value) continue;
+        *ret_value = slice_of(e->data, e->bytes);
+        return true;
+    }
+    return false;
+}
 void check_conflicts(struct world *w, uint64_t *ret_slots, uint64_t *ret_rivals) {
     for (size_t s = 0; s < w->checker->slot_capacity; s++) {
         const struct slot_facts *f = &w->checker->slots[s];
@@ -499,7 +509,7 @@ void check_end(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {
         if (w->nodes[i].wiped || w->nodes[i].gone || !check_member(w, i)) continue;
         if (w->checker->nodes[i].applied < w->checker->acknowledged_max)
-            world_fail(w, "n%u has applied %llu slots, %llu are acknowledged", i, u(w->checker->nodes[i].applied),
+            world_fail(w, "lost: n%u has applied %llu slots, %llu are acknowledged", i, u(w->checker->nodes[i].applied),
                        u(w->checker->acknowledged_max));
     }
 }

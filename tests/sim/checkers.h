@@ -48,6 +48,8 @@ bool check_can_lead(const struct world *w, uint16_t node);
 void check_turn(struct world *w, uint16_t node);
 /* The store is read for a peer: slot `slot` as chosen. */
 void check_fetched(struct world *w, uint16_t node, paxos_slot slot, const struct disk_entry *e);
+/* What was chosen in that slot, from any disk; false: it is on none any more. */
+bool check_chosen(struct world *w, paxos_slot slot, struct slice *ret_value);
 /* How many slots were used, and for how many different values were in play: without those P2 is hardly tried. */
 void check_conflicts(struct world *w, uint64_t *ret_slots, uint64_t *ret_rivals);
 /* A client was told that this slot's command is done. */

@@ -366,7 +366,7 @@ static bool hear_error(struct clients *cs, struct world *w, struct client *c, st
     }
     story_lost(cs->story, number);
     if (!reply_is_error(r, "UNCERTAIN") && !reply_is_error(r, "ERR this wait was taken over"))
-        world_fail(w, "client %llu is told -%.*s", u(c->id), (int)r->text.bytes, r->text.data);
+        world_fail(w, "E: client %llu is told -%.*s", u(c->id), (int)r->text.bytes, r->text.data);
     return false;
 }
 bool client_hears(struct clients *cs, struct world *w, struct client *c, const struct asked *a, const struct reply *r) {
@@ -425,7 +425,7 @@ bool client_hears(struct clients *cs, struct world *w, struct client *c, const s
     case LIN_KIND_END: break;
     }
     if (!good)
-        world_fail(w, "client %llu got another command's answer: %c%.*s", u(c->id), r->kind, (int)r->text.bytes,
+        world_fail(w, "R1: client %llu got another command's answer: %c%.*s", u(c->id), r->kind, (int)r->text.bytes,
                    r->text.data);
     static const bool writes[LIN_KIND_END] = {[LIN_SET] = true, [LIN_INCR] = true, [LIN_DEL] = true};
     if (writes[op->kind]) check_acknowledged(w, c->node, keyspace_slot(replica_keyspace(cs->replica_at(w, c->node))));
@@ -515,7 +515,7 @@ static void look(void *context, enum story_group group, uint32_t key) {
     world_client_input(w, c->node, 0); /* a turn */
     for (int i = 0; i < 5000 && c->asked_count > 0 && !w->failed; i++) world_run_until(w, w->now_us + 1000);
     if (!w->failed && story_op(cs->story, number)->outcome != LIN_DONE)
-        world_fail(w, "n%u does not answer %s %s", c->node, words[group], story_name(cs->story, key));
+        world_fail(w, "live: n%u does not answer %s %s", c->node, words[group], story_name(cs->story, key));
 }
 void clients_end(struct clients *cs, struct world *w, uint32_t patience_ms) {
     cs->quiet = true;
@@ -524,7 +524,7 @@ void clients_end(struct clients *cs, struct world *w, uint32_t patience_ms) {
     for (uint32_t i = 0; i < CLIENTS_MAX && !w->failed; i++) {
         const struct client *c = &cs->all[i];
         if (c->asked_count > 0 && w->nodes[c->node].up)
-            world_fail(w, "client %llu of n%u got no answer for %llu ms", u(c->id), c->node,
+            world_fail(w, "live: client %llu of n%u got no answer for %llu ms", u(c->id), c->node,
                        u((w->now_us - c->asked[0].at_us) / 1000));
     }
     for (uint16_t node = 0; node < w->node_count && !w->failed; node++) {

@@ -18,6 +18,10 @@
 #include <unistd.h>
 #include "tests/sim/checkers.h"
 #include "tests/sim/object.h"
+#ifdef HOLDFAST_MUTANTS
+#include "lockd/core/bug.h"
+unsigned planted_bug;
+#endif
 
 enum { SETTLE_MS_MAX = 10000, QUIET_MS = 5000, CALM_MS = 3000, JOBS_MAX = 16, ABORTED = 70 };
 
@@ -62,7 +66,7 @@ static bool must_lead(struct world *w, int leader, const char *why) {
 static void calm_stretch(struct world *w) {
     const int leader = w->object->leader(w);
     if (leader < 0) {
-        world_fail(w, "no leader after everything had settled");
+        world_fail(w, "live: no leader after everything had settled");
         return;
     }
     const uint16_t n = w->node_count;
@@ -95,7 +99,7 @@ static uint64_t settle(struct world *w) {
         world_run_until(w, w->now_us + 10000);
         if (!w->failed && w->object->settled(w)) return (w->now_us - begin) / 1000;
     }
-    world_fail(w, "not settled %d ms after the faults ended", SETTLE_MS_MAX);
+    world_fail(w, "live: not settled %d ms after the faults ended", SETTLE_MS_MAX);
     return SETTLE_MS_MAX;
 }
 
@@ -176,7 +180,7 @@ static struct result run(const struct sim_object *object, uint64_t seed, uint16_
     world_release(&w);
     for (uint16_t i = 0; i < w.node_count; i++) {
         if (w.nodes[i].memory_blocks != 0)
-            world_fail(&w, "n%u: %ld blocks of memory left", i, w.nodes[i].memory_blocks);
+            world_fail(&w, "memory: n%u: %ld blocks of memory left", i, w.nodes[i].memory_blocks);
     }
     r.failed = w.failed;
     snprintf(r.failure, sizeof r.failure, "%s", w.failure);
@@ -222,7 +226,7 @@ static struct result one(const struct options *o, uint64_t seed, size_t object) 
         const struct result again = run(objects[object], seed, o->nodes, false);
         if (again.hash != r.hash || again.events != r.events) {
             r.failed = true;
-            snprintf(r.failure, sizeof r.failure, "the same seed ran differently the second time");
+            snprintf(r.failure, sizeof r.failure, "hash: the same seed ran differently the second time");
         }
     }
     r.seed = seed;
@@ -321,6 +325,10 @@ static bool parse(int argc, char **argv, struct options *o) {
             o->trace = true;
         } else if (strcmp(argv[i], "--nodes") == 0) {
             if (sscanf(value, "%" SCNu16, &o->nodes) != 1 || o->nodes < 1 || o->nodes > SIM_NODES_MAX) return false;
+#ifdef HOLDFAST_MUTANTS
+        } else if (strcmp(argv[i], "--bug") == 0) {
+            if (sscanf(value, "%u", &planted_bug) != 1) return false;
+#endif
         } else if (strcmp(argv[i], "--jobs") == 0) {
             if (sscanf(value, "%" SCNu32, &o->jobs) != 1 || o->jobs < 1 || o->jobs > JOBS_MAX) return false;
         } else if (strcmp(argv[i], "--object") == 0) {

@@ -46,7 +46,7 @@ static void told_binding(struct clients *cs, struct world *w, struct client *c, 
         return;
     }
     if (r->kind != '*' || r->count < 5 || r->elements[0].text.bytes != 2) {
-        world_fail(w, "client %llu got another command's answer to ROUTE.*", u(c->id));
+        world_fail(w, "R1: client %llu got another command's answer to ROUTE.*", u(c->id));
         return;
     }
     const uint64_t backend = (uint64_t)(r->elements[0].text.data[1] - '0'), epoch = (uint64_t)r->elements[1].number,
@@ -119,7 +119,7 @@ static void told_next(struct clients *cs, struct world *w, struct client *c, con
     if (reply_is_error(r, "NOLEASE")) gone(cs, w, p, a->a);
     if (r->kind == '-' || p->lease != a->a) return;
     if (r->kind != '*' || r->count < 2 || (r->count - 2) % 3 != 0) {
-        world_fail(w, "client %llu got another command's answer to ROUTE.NEXT", u(c->id));
+        world_fail(w, "R1: client %llu got another command's answer to ROUTE.NEXT", u(c->id));
         return;
     }
     if ((uint64_t)r->elements[1].number > p->serial) p->serial = (uint64_t)r->elements[1].number;

@@ -31,7 +31,7 @@ static void told_lease(struct clients *cs, struct world *w, struct client *c, co
     struct session *se = main_of(cs, c);
     if (r->kind == '-') return;
     if (r->kind != ':' || r->number <= 0) {
-        world_fail(w, "client %llu got another command's answer to LEASE.GRANT", u(c->id));
+        world_fail(w, "R1: client %llu got another command's answer to LEASE.GRANT", u(c->id));
         return;
     }
     forget(se);
@@ -78,7 +78,7 @@ static void told_revoke(struct clients *cs, struct world *w, struct client *c, c
                         const struct reply *r) {
     (void)cs;
     (void)a;
-    if (r->kind != ':' && r->kind != '-') world_fail(w, "client %llu got another command's answer", u(c->id));
+    if (r->kind != ':' && r->kind != '-') world_fail(w, "R1: client %llu got another command's answer", u(c->id));
 }
 static void told_set(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                      const struct reply *r) {
@@ -155,7 +155,7 @@ static void told_keep(struct clients *cs, struct world *w, struct client *c, con
                       const struct reply *r) {
     struct session *se = &cs->sessions[c->index - FIRST_KEEPER];
     if (r->kind != '*' || r->count != 1) {
-        if (r->kind != '-') world_fail(w, "client %llu got another command's answer to LEASE.KEEPALIVE", u(c->id));
+        if (r->kind != '-') world_fail(w, "R1: client %llu got another command's answer to LEASE.KEEPALIVE", u(c->id));
         return;
     }
     if (r->elements[0].number < 0)

@@ -381,7 +381,7 @@ static uint64_t turn(struct world *w, uint16_t node) {
     if (pr->read_count < 64 && paxos_role(pr->p) == PAXOS_LEADING && world_chance(w, 100000)) {
         const paxos_slot before = check_acknowledged_max(w);
         const uint64_t round = paxos_confirm(pr->p, world_local_ms(w, node));
-        if (round == 0) world_fail(w, "n%u leads and confirms nothing", node);
+        if (round == 0) world_fail(w, "P8: n%u leads and confirms nothing", node);
         pr->reads[pr->read_count++] = (struct read_asked){.round = round, .before = before};
         take_all(w, node, &wake_ms);
     }
@@ -398,7 +398,7 @@ static uint64_t turn(struct world *w, uint16_t node) {
         pr->role = paxos_role(pr->p);
         world_trace(w, "n%u is %s under %llu.%u", node, roles[pr->role], u(paxos_ballot(pr->p).round),
                     paxos_ballot(pr->p).node);
-        if (pr->role == PAXOS_HALTED) world_fail(w, "n%u halts: %s", node, paxos_halt_reason(pr->p));
+        if (pr->role == PAXOS_HALTED) world_fail(w, "must: n%u halts: %s", node, paxos_halt_reason(pr->p));
     }
     if (paxos_chosen(pr->p) != check_applied(w, node)) world_fail(w, "P4: n%u counts slots it did not hand out", node);
     return wake_ms;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include "common/must.h"
 #include "lockd/core/replica.h"
+#include "tests/sim/check_queue.h"
 #include "tests/sim/checkers.h"
 #include "tests/sim/clients.h"
 #include "tests/sim/object.h"
@@ -22,6 +23,7 @@ struct process {
 struct state {
     struct process processes[SIM_NODES_MAX];
     struct clients *clients;
+    struct queue_facts *queues;
     uint64_t *hash_of; /* by slot: the state's hash there */
     size_t hash_capacity;
     uint32_t inflight_max, forward_timeout_ms;
@@ -52,10 +54,12 @@ static void begin(struct world *w) {
     s->checkpoint_bytes = checkpoints[world_below(w, 5)];
     w->user = s;
     s->clients = clients_new(w, replica_at);
+    s->queues = check_queue_new();
 }
 static void release(struct world *w) {
     struct state *s = state_of(w);
     clients_free(s->clients);
+    check_queue_free(s->queues);
     free(s->hash_of);
     free(s);
 }
@@ -131,7 +135,7 @@ static void sink_note(void *context, char level, const char *text) {
 }
 static void sink_hang_up(void *context, uint64_t client) {
     const struct process *pr = context;
-    world_fail(pr->w, "n%u closes client %llu", pr->node, u(client));
+    world_fail(pr->w, "R1: n%u closes client %llu", pr->node, u(client));
 }
 static void sink_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
     const struct process *pr = context;
@@ -239,7 +243,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
     case INPUT_TICK: break;
     case INPUT_PACKET:
         if (!decode(in->packet, &frame)) {
-            world_fail(w, "n%u sent a frame that does not decode", in->packet->from);
+            world_fail(w, "must: n%u sent a frame that does not decode", in->packet->from);
             break;
         }
         if (frame.kind == FRAME_PAXOS) check_heard(w, node, &frame.paxos);
@@ -274,7 +278,7 @@ static void check_hash(struct world *w, uint16_t node) {
     }
     const uint64_t hash = keyspace_hash(ks) | 1;
     if (s->hash_of[slot] != 0 && s->hash_of[slot] != hash)
-        world_fail(w, "n%u has another state than somebody else at slot %llu", node, u(slot));
+        world_fail(w, "hash: n%u has another state than somebody else at slot %llu", node, u(slot));
     s->hash_of[slot] = hash;
 }
 static uint64_t turn(struct world *w, uint16_t node) {
@@ -283,15 +287,16 @@ static uint64_t turn(struct world *w, uint16_t node) {
     const uint64_t now_ms = world_local_ms(w, node), wake_ms = replica_turn(pr->replica, now_ms);
     clients_turn_ended(state_of(w)->clients, w, node);
     if (replica_halt_reason(pr->replica) != NULL)
-        world_fail(w, "n%u halts: %s", node, replica_halt_reason(pr->replica));
+        world_fail(w, "must: n%u halts: %s", node, replica_halt_reason(pr->replica));
     const paxos_slot slot = keyspace_slot(replica_keyspace(pr->replica));
-    if (wake_ms <= now_ms) world_fail(w, "n%u wants to be woken in the past", node);
+    if (wake_ms <= now_ms) world_fail(w, "must: n%u wants to be woken in the past", node);
     const struct paxos *p = replica_paxos(pr->replica);
     if (p != NULL && paxos_chosen(p) != slot)
         world_fail(w, "P4: n%u: paxos and keyspace count slots differently", node);
     if (w->nodes[node].dying) return wake_ms;
     check_applied_is(w, node, slot);
-    if (slot != before && (w->calm || slot % 8 == 0)) check_hash(w, node);
+    if (slot != before) check_queue_turn(state_of(w)->queues, w, node, replica_keyspace(pr->replica));
+    if (slot != before && slot % 8 == 0) check_hash(w, node);
     return wake_ms;
 }
 

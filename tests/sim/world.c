@@ -360,7 +360,8 @@ void world_save(struct world *w, uint16_t node, uint64_t batch, const struct pax
     struct disk *d = &n->disk;
     if (dies_here(w, node)) return;
     if (batch != n->last_batch + 1)
-        world_fail(w, "n%u: batch %llu after %llu", node, (unsigned long long)batch, (unsigned long long)n->last_batch);
+        world_fail(w, "P3: n%u: batch %llu after %llu", node, (unsigned long long)batch,
+                   (unsigned long long)n->last_batch);
     n->last_batch = batch;
     if (d->queue_count == d->queue_capacity) {
         d->queue_capacity = d->queue_capacity ? d->queue_capacity * 2 : 16;
@@ -533,7 +534,8 @@ void world_crash(struct world *w, uint16_t node) {
     w->object->stop(w, node);
     clear_memory(w, node);
     links_of(w, node);
-    if (n->memory_blocks != 0) world_fail(w, "n%u: %ld blocks of memory left after the end", node, n->memory_blocks);
+    if (n->memory_blocks != 0)
+        world_fail(w, "memory: n%u: %ld blocks of memory left after the end", node, n->memory_blocks);
 }
 /* An empty disk instead of the old one. */
 static void wipe(struct world *w, uint16_t node) {
@@ -805,6 +807,7 @@ static void fault(struct world *w) {
 }
 void world_heal(struct world *w) {
     w->calm = true;
+    if (w->load_us < 15000) w->load_us = 15000; /* what is tried in peace needs no crowd */
     world_trace(w, "faults end");
     all_links(w, false);
     noise(w, false);
