@@ -6,6 +6,7 @@
 #include <string.h>
 #include "common/must.h"
 #include "tests/sim/check_hold.h"
+#include "tests/sim/check_late.h"
 #include "tests/sim/check_route.h"
 #include "tests/sim/checkers.h"
 
@@ -45,6 +46,7 @@ struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const
     cs->story = story_new();
     cs->holds = check_hold_new();
     cs->routes = check_route_new();
+    cs->lates = check_late_new();
     cs->replica_at = replica_at;
     static const uint32_t plain[] = {2, 4, 6, 8, 8}, sessions[] = {0, 2, 3, 4, 4}, proxies[] = {0, 0, 2, 3};
     cs->plain_count = plain[world_below(w, 5)];
@@ -74,6 +76,7 @@ void clients_free(struct clients *cs) {
     story_free(cs->story);
     check_hold_free(cs->holds);
     check_route_free(cs->routes);
+    check_late_free(cs->lates);
     free(cs);
 }
 static bool used(const struct clients *cs, uint32_t index) {

@@ -58,7 +58,7 @@ struct client {
 struct session {
     int64_t rate_ppm;                 /* its own clock */
     uint64_t lease, ttl_ms, until_us; /* true time at which its own clock says that the lease ends */
-    uint64_t token;
+    uint64_t token, token_before;
     bool releasing;             /* it asked to, and does not know the outcome */
     bool holds, mute, election; /* mute: renews no more, and works on */
     uint32_t key;               /* of the lock */
@@ -72,7 +72,13 @@ struct proxy {
     bool next_out;
     struct binding {
         bool held;
-        uint64_t epoch, backend, seen_epoch;
+        uint64_t epoch, backend;           /* held */
+        uint64_t seen_epoch, seen_backend; /* the newest it was shown */
+        /* A MOVE or DROP of that epoch is out, or may come late: it would end a hold that was asked for meanwhile.  It
+         * is said again until it is answered. */
+        enum { NO_DOUBT, DOUBT_MOVE, DOUBT_DROP } doubt;
+        uint64_t doubt_epoch;
+        uint32_t doubt_target;
     } bindings[ROUTES_MAX];
 };
 struct clients {
@@ -82,6 +88,7 @@ struct clients {
     struct story *story;
     struct hold_facts *holds;
     struct route_facts *routes;
+    struct late_facts *lates;
     uint64_t next_id, next_value;
     uint32_t plain_count, session_count, proxy_count;
     uint32_t likes[16], likes_total; /* plain clients' mix */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tests/sim/check_late.h"
 #include "tests/sim/check_route.h"
 
 static unsigned long long u(uint64_t x) {
@@ -27,11 +28,11 @@ static void gone(struct clients *cs, struct world *w, struct proxy *p, uint64_t 
 static void told_lease(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
     struct proxy *p = asker_of(cs, c);
-    (void)w;
     if (r->kind != ':') return;
     forget(p);
     p->lease = (uint64_t)r->number;
     p->ttl_ms = a->a;
+    check_late_sign(cs->lates, w, p->lease, p->ttl_ms);
 }
 /* a: lease, b: epoch told when it was asked << 8 | session. */
 static void told_binding(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
@@ -53,7 +54,11 @@ static void told_binding(struct clients *cs, struct world *w, struct client *c, 
                    revision = (uint64_t)r->elements[2].number;
     check_route_shown(cs->routes, w, route, epoch, backend, floor);
     if (p->lease != a->a) return;
-    if (epoch > p->bindings[route].seen_epoch) p->bindings[route].seen_epoch = epoch;
+    if (epoch > p->bindings[route].seen_epoch) {
+        p->bindings[route].seen_epoch = epoch;
+        p->bindings[route].seen_backend = backend;
+    }
+    if (p->bindings[route].doubt != NO_DOUBT) return;
     if (revision <= p->serial) return; /* it may have been revoked already: not held, asked again */
     p->bindings[route].held = true;
     p->bindings[route].epoch = epoch;
@@ -63,6 +68,17 @@ static void told_binding(struct clients *cs, struct world *w, struct client *c, 
 static void told_other(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
     if (reply_is_error(r, "NOLEASE")) gone(cs, w, asker_of(cs, c), a->a);
+}
+
+static void told_dropped(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
+                         const struct reply *r) {
+    if (r->kind == ':' && asker_of(cs, c)->lease == a->a) asker_of(cs, c)->bindings[a->b & 0xff].doubt = NO_DOUBT;
+    told_other(cs, w, c, a, r);
+}
+static void told_moved(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
+                       const struct reply *r) {
+    if (r->kind == '*' && asker_of(cs, c)->lease == a->a) asker_of(cs, c)->bindings[a->b & 0xff].doubt = NO_DOUBT;
+    told_binding(cs, w, c, a, r);
 }
 
 void proxy_acts(struct clients *cs, struct world *w, struct client *c, struct proxy *p) {
@@ -76,10 +92,13 @@ void proxy_acts(struct clients *cs, struct world *w, struct client *c, struct pr
         client_leaves(cs, w, c);
         return;
     }
-    const uint32_t route = (uint32_t)world_below(w, ROUTES_MAX), target = (uint32_t)world_below(w, BACKENDS);
+    const uint32_t route = (uint32_t)world_below(w, ROUTES_MAX);
     struct binding *b = &p->bindings[route];
     const uint64_t tag = check_route_floor(cs->routes, route) << 8 | route;
-    switch (world_below(w, 10)) {
+    uint32_t target = (uint32_t)world_below(w, BACKENDS);
+    uint64_t what = world_below(w, 10);
+    if (b->doubt != NO_DOUBT) what = b->doubt == DOUBT_MOVE ? 5 : 7;
+    switch (what) {
     case 0:
     case 1:
     case 2:
@@ -92,16 +111,26 @@ void proxy_acts(struct clients *cs, struct world *w, struct client *c, struct pr
         break;
     case 5:
     case 6:
-        if (b->seen_epoch == 0) break;
-        b->held = false; /* its own hold ends when the command is taken */
-        client_says(cs, w, c, told_binding, 0, p->lease, tag, "ROUTE.MOVE p u%u %llu LEASE %llu b%u FORCE", route,
-                    u(b->seen_epoch), u(p->lease), target);
+        if (b->doubt == NO_DOUBT) {
+            if (b->seen_epoch == 0) break;
+            if (target == b->seen_backend) target = (target + 1) % BACKENDS;
+            b->held = false; /* its own hold ends when the command is taken */
+            b->doubt = DOUBT_MOVE;
+            b->doubt_epoch = b->seen_epoch;
+            b->doubt_target = target;
+        }
+        client_says(cs, w, c, told_moved, 0, p->lease, tag, "ROUTE.MOVE p u%u %llu LEASE %llu b%u FORCE", route,
+                    u(b->doubt_epoch), u(p->lease), b->doubt_target);
         break;
     case 7:
-        if (!b->held) break;
-        b->held = false;
-        client_says(cs, w, c, told_other, 0, p->lease, 0, "ROUTE.DROP p u%u %llu LEASE %llu", route, u(b->epoch),
-                    u(p->lease));
+        if (b->doubt == NO_DOUBT) {
+            if (!b->held) break;
+            b->held = false;
+            b->doubt = DOUBT_DROP;
+            b->doubt_epoch = b->epoch;
+        }
+        client_says(cs, w, c, told_dropped, 0, p->lease, tag, "ROUTE.DROP p u%u %llu LEASE %llu", route,
+                    u(b->doubt_epoch), u(p->lease));
         break;
     case 8:
         client_says(cs, w, c, told_other, 0, p->lease, 0, "ROUTE.TOUCH p LEASE %llu u%u", u(p->lease), route);
@@ -116,6 +145,7 @@ static void told_next(struct clients *cs, struct world *w, struct client *c, con
                       const struct reply *r) {
     struct proxy *p = &cs->proxies[c->index - FIRST_NEXT];
     p->next_out = false;
+    check_late_sign(cs->lates, w, a->a, a->b);
     if (reply_is_error(r, "NOLEASE")) gone(cs, w, p, a->a);
     if (r->kind == '-' || p->lease != a->a) return;
     if (r->kind != '*' || r->count < 2 || (r->count - 2) % 3 != 0) {
@@ -135,7 +165,8 @@ static void told_next(struct clients *cs, struct world *w, struct client *c, con
 void proxy_nexts(struct clients *cs, struct world *w, struct client *c, struct proxy *p) {
     if (p->lease == 0 || p->next_out || world_chance(w, 200000)) return;
     p->next_out = true;
-    client_says(cs, w, c, told_next, 0, p->lease, 0, "ROUTE.NEXT LEASE %llu %llu", u(p->lease), u(p->serial));
+    check_late_sign(cs->lates, w, p->lease, p->ttl_ms);
+    client_says(cs, w, c, told_next, 0, p->lease, p->ttl_ms, "ROUTE.NEXT LEASE %llu %llu", u(p->lease), u(p->serial));
 }
 void proxy_next_lost(struct clients *cs, struct client *c) {
     cs->proxies[c->index - FIRST_NEXT].next_out = false;

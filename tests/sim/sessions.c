@@ -1,6 +1,7 @@
 /* sessions.c - clients that hold a lease and fight for locks and elections.  Each has two connections: one that works,
  * one that renews.  Some die without a word, some stop renewing and work on. */
 #include "tests/sim/check_hold.h"
+#include "tests/sim/check_late.h"
 
 static unsigned long long u(uint64_t x) {
     return x;
@@ -38,6 +39,7 @@ static void told_lease(struct clients *cs, struct world *w, struct client *c, co
     se->lease = (uint64_t)r->number;
     se->ttl_ms = a->a;
     lives(cs, se, a->at_us, se->ttl_ms);
+    check_late_sign(cs->lates, w, se->lease, se->ttl_ms);
 }
 static void told_grant(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
@@ -52,6 +54,7 @@ static void told_grant(struct clients *cs, struct world *w, struct client *c, co
     check_hold_granted(cs->holds, w, cs, se, op->lease, op->ret_version);
     if (se->lease != op->lease || !session_alive(w, se)) return;
     se->holds = true;
+    if (se->token != op->ret_version) se->token_before = se->token;
     se->token = op->ret_version;
 }
 static void told_release(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
@@ -65,6 +68,10 @@ static void told_release(struct clients *cs, struct world *w, struct client *c, 
         check_hold_released(cs->holds, op->lease, story_key_of(cs->story, a->op - 1));
     else
         check_lease_gone(w, se, op->lease, "LOCK.RELEASE of what it held");
+}
+static void told_stray(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
+                       const struct reply *r) {
+    (void)client_hears(cs, w, c, a, r);
 }
 static void told_check(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
@@ -110,6 +117,19 @@ static void release(struct clients *cs, struct world *w, struct client *c, struc
     client_asks(cs, w, c, told_release, se->key, op, 1, "LOCK.RELEASE %s LEASE %llu TOKEN %llu",
                 story_name(cs->story, se->key), u(se->lease), u(se->token));
 }
+/* A release of what it does not hold, or by a token of another time: it frees nothing, but may leave a queue. */
+static void stray_release(struct clients *cs, struct world *w, struct client *c, const struct session *se) {
+    const uint32_t key = se->holds ? se->key : story_key(cs->story, w, STORY_LOCKS);
+    struct lin_op op = {.kind = LIN_RELEASE, .lease = se->lease};
+    if (se->holds) op.version = world_chance(w, 500000) ? se->token - 1 : se->token_before;
+    if (se->holds && op.version == 0) return;
+    if (op.version != 0)
+        client_asks(cs, w, c, told_stray, key, op, 0, "LOCK.RELEASE %s LEASE %llu TOKEN %llu",
+                    story_name(cs->story, key), u(op.lease), u(op.version));
+    else
+        client_asks(cs, w, c, told_stray, key, op, 0, "LOCK.RELEASE %s LEASE %llu", story_name(cs->story, key),
+                    u(op.lease));
+}
 void session_acts(struct clients *cs, struct world *w, struct client *c, struct session *se) {
     /* A release whose outcome is unknown may come late and free what the same lease would be given again: the careful
      * client takes another lease. */
@@ -123,6 +143,10 @@ void session_acts(struct clients *cs, struct world *w, struct client *c, struct 
         const struct lin_op op = {.kind = LIN_CHECK, .version = se->token};
         client_asks(cs, w, c, told_check, se->key, op, se->lease, "LOCK.CHECK %s %llu", story_name(cs->story, se->key),
                     u(se->token));
+        return;
+    }
+    if (world_chance(w, 50000) && !(se->holds && se->election)) {
+        stray_release(cs, w, c, se);
         return;
     }
     if (world_chance(w, 20000)) {
@@ -154,6 +178,7 @@ void session_acts(struct clients *cs, struct world *w, struct client *c, struct 
 static void told_keep(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                       const struct reply *r) {
     struct session *se = &cs->sessions[c->index - FIRST_KEEPER];
+    check_late_sign(cs->lates, w, a->a, a->b);
     if (r->kind != '*' || r->count != 1) {
         if (r->kind != '-') world_fail(w, "R1: client %llu got another command's answer to LEASE.KEEPALIVE", u(c->id));
         return;
@@ -165,5 +190,6 @@ static void told_keep(struct clients *cs, struct world *w, struct client *c, con
 }
 void session_keeps(struct clients *cs, struct world *w, struct client *c, struct session *se) {
     if (se->lease == 0 || se->mute || world_chance(w, 700000)) return;
-    client_says(cs, w, c, told_keep, 0, se->lease, 0, "LEASE.KEEPALIVE %llu", u(se->lease));
+    check_late_sign(cs->lates, w, se->lease, se->ttl_ms);
+    client_says(cs, w, c, told_keep, 0, se->lease, se->ttl_ms, "LEASE.KEEPALIVE %llu", u(se->lease));
 }

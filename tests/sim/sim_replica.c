@@ -5,6 +5,7 @@
 #include <string.h>
 #include "common/must.h"
 #include "lockd/core/replica.h"
+#include "tests/sim/check_late.h"
 #include "tests/sim/check_queue.h"
 #include "tests/sim/checkers.h"
 #include "tests/sim/clients.h"
@@ -19,6 +20,12 @@ struct process {
     struct replica *replica;
     struct buf frame;
     paxos_slot checkpointing;
+    bool stuck;      /* stopped before its replies left */
+    struct buf late; /* struct late and bytes, again and again */
+};
+struct late {
+    uint64_t client, bytes;
+    bool leased;
 };
 struct state {
     struct process processes[SIM_NODES_MAX];
@@ -26,9 +33,10 @@ struct state {
     struct queue_facts *queues;
     uint64_t *hash_of; /* by slot: the state's hash there */
     size_t hash_capacity;
-    uint32_t inflight_max, forward_timeout_ms;
     uint64_t checkpoint_bytes;
     uint32_t checkpoints, installs;
+    /* as every node has them configured */
+    uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, heartbeat_ms, lease_ms, reattach_ms, client_pending_max;
 };
 static struct frame_scratch scratch;
 
@@ -47,11 +55,19 @@ static struct replica *replica_at(const struct world *w, uint16_t node) {
 static void begin(struct world *w) {
     struct state *s = calloc(1, sizeof *s);
     must(s != NULL);
-    static const uint32_t inflights[] = {1, 2, 4, 16}, timeouts[] = {500, 2000, 10000};
+    static const uint32_t inflights[] = {1, 2, 4, 16}, timeouts[] = {500, 2000, 10000}, batches[] = {2048, 131072},
+                          beats[] = {50, 50, 50, 20, 100}, leases[] = {300, 300, 300, 200, 600},
+                          reattaches[] = {500, 100, 2000}, pendings[] = {16, 16, 2};
     s->inflight_max = inflights[world_below(w, 4)];
     s->forward_timeout_ms = timeouts[world_below(w, 3)];
     static const uint64_t checkpoints[] = {0, 300, 1000, 3000, 20000};
     s->checkpoint_bytes = checkpoints[world_below(w, 5)];
+    s->batch_bytes_max = batches[world_below(w, 2)];
+    const uint64_t pace = world_below(w, 5);
+    s->heartbeat_ms = beats[pace];
+    s->lease_ms = leases[pace];
+    s->reattach_ms = reattaches[world_below(w, 3)];
+    s->client_pending_max = pendings[world_below(w, 3)];
     w->user = s;
     s->clients = clients_new(w, replica_at);
     s->queues = check_queue_new();
@@ -137,12 +153,35 @@ static void sink_hang_up(void *context, uint64_t client) {
     const struct process *pr = context;
     world_fail(pr->w, "R1: n%u closes client %llu", pr->node, u(client));
 }
-static void sink_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
-    const struct process *pr = context;
+/* Before the bytes leave, the clock is looked at again: what was read under the leader lease must still be true. */
+static void hand_over(struct process *pr, uint64_t client, struct slice bytes, bool leased) {
     struct world *w = pr->w;
     const bool late = leased && !replica_reads_hold(pr->replica, world_local_ms(w, pr->node));
-    if (!w->nodes[pr->node].dying)
-        clients_told(state_of(w)->clients, w, pr->node, client, late ? slice_of(NULL, 0) : bytes);
+    clients_told(state_of(w)->clients, w, pr->node, client, late ? slice_of(NULL, 0) : bytes);
+}
+static void sink_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
+    struct process *pr = context;
+    if (pr->w->nodes[pr->node].dying) return;
+    if (!pr->stuck) {
+        hand_over(pr, client, bytes, leased);
+        return;
+    }
+    const struct late late = {.client = client, .bytes = bytes.bytes, .leased = leased};
+    buf_append(&pr->late, &late, sizeof late);
+    buf_append_slice(&pr->late, bytes);
+}
+/* The process was stopped between its work and its writes, and goes on. */
+static void come_unstuck(struct process *pr) {
+    if (!pr->stuck) return;
+    pr->stuck = false;
+    for (size_t at = 0; at < pr->late.bytes;) {
+        struct late late;
+        memcpy(&late, pr->late.data + at, sizeof late);
+        hand_over(pr, late.client, slice_of(pr->late.data + at + sizeof late, late.bytes), late.leased);
+        at += sizeof late + late.bytes;
+    }
+    buf_clear(&pr->late);
+    clients_turn_ended(state_of(pr->w)->clients, pr->w, pr->node);
 }
 
 static void start(struct world *w, uint16_t node) {
@@ -151,7 +190,7 @@ static void start(struct world *w, uint16_t node) {
     struct process *pr = &s->processes[node];
     const struct disk *d = &w->nodes[node].disk;
     *pr = (struct process){.w = w, .node = node, .boot_id = world_random(w) | 1};
-    pr->frame.alloc = &w->nodes[node].alloc;
+    pr->frame.alloc = pr->late.alloc = &w->nodes[node].alloc;
     struct replica_config config = {.alloc = &w->nodes[node].alloc,
                                     .node = node,
                                     .node_count = w->node_count,
@@ -160,18 +199,18 @@ static void start(struct world *w, uint16_t node) {
                                     .fresh_cluster_id = world_random(w) | 1,
                                     .seed = world_random(w),
                                     .start_ms = world_local_ms(w, node),
-                                    .heartbeat_ms = 50,
-                                    .lease_ms = 300,
+                                    .heartbeat_ms = s->heartbeat_ms,
+                                    .lease_ms = s->lease_ms,
                                     .election_spread_ms = 100,
                                     .drift_ppm = SIM_DRIFT_PPM,
                                     .forward_timeout_ms = s->forward_timeout_ms,
-                                    .reattach_ms = 500,
+                                    .reattach_ms = s->reattach_ms,
                                     .inflight_max = s->inflight_max,
-                                    .batch_bytes_max = 128 * 1024,
+                                    .batch_bytes_max = s->batch_bytes_max,
                                     .queue_bytes_max = 1 << 20,
-                                    .client_pending_max = 16,
-                                    .request_bytes_max = 64 * 1024,
                                     .checkpoint_bytes = s->checkpoint_bytes,
+                                    .client_pending_max = s->client_pending_max,
+                                    .request_bytes_max = s->batch_bytes_max / 2,
                                     .version = "sim"};
     ks_settings_default(&config.settings);
     struct replica_saved saved = {
@@ -210,6 +249,7 @@ static void stop(struct world *w, uint16_t node) {
     struct process *pr = &s->processes[node];
     replica_free(pr->replica);
     buf_release(&pr->frame);
+    buf_release(&pr->late);
     pr->replica = NULL;
     clients_node_gone(s->clients, w, node);
 }
@@ -239,6 +279,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
     struct process *pr = &state_of(w)->processes[node];
     const uint64_t now_ms = world_local_ms(w, node);
     struct frame frame;
+    come_unstuck(pr);
     switch (in->kind) {
     case INPUT_TICK: break;
     case INPUT_PACKET:
@@ -284,7 +325,10 @@ static void check_hash(struct world *w, uint16_t node) {
 static uint64_t turn(struct world *w, uint16_t node) {
     struct process *pr = &state_of(w)->processes[node];
     const paxos_slot before = keyspace_slot(replica_keyspace(pr->replica));
+    come_unstuck(pr);
+    pr->stuck = w->swarm.pauses && !w->calm && world_chance(w, 3000);
     const uint64_t now_ms = world_local_ms(w, node), wake_ms = replica_turn(pr->replica, now_ms);
+    if (pr->stuck) world_pause(w, node, world_between(w, 1, 1500));
     clients_turn_ended(state_of(w)->clients, w, node);
     if (replica_halt_reason(pr->replica) != NULL)
         world_fail(w, "must: n%u halts: %s", node, replica_halt_reason(pr->replica));
@@ -313,6 +357,8 @@ static int leader(struct world *w) {
     return found;
 }
 static void load(struct world *w) {
+    const int led = leader(w);
+    check_late_look(state_of(w)->clients->lates, w, led >= 0 ? replica_keyspace(replica_at(w, (uint16_t)led)) : NULL);
     clients_load(state_of(w)->clients, w);
 }
 static void heal(struct world *w) {

@@ -511,6 +511,11 @@ static void links_of(struct world *w, uint16_t node) {
 
 /* ------------------------------------------------------------------ processes */
 
+void world_pause(struct world *w, uint16_t node, uint64_t ms) {
+    w->nodes[node].paused_until_us = w->now_us + ms * 1000;
+    world_trace(w, "n%u stops until %.3f", node, (double)w->nodes[node].paused_until_us / 1000.0);
+    turn_soon(w, node);
+}
 static void clear_memory(struct world *w, uint16_t node) {
     struct sim_node *n = &w->nodes[node];
     for (uint32_t i = 0; i < n->inbox_count; i++) packet_drop(n->inbox[i].packet);
@@ -775,9 +780,7 @@ static void fault(struct world *w) {
         break;
     case 3:
         if (w->swarm.pauses && n->up) {
-            const uint64_t until = w->now_us + world_between(w, 1, world_chance(w, 300000) ? 3000 : 500) * 1000;
-            world_trace(w, "n%u stops until %.3f", node, (double)until / 1000.0);
-            n->paused_until_us = until;
+            world_pause(w, node, world_between(w, 1, world_chance(w, 300000) ? 3000 : 500));
         }
         break;
     case 4:

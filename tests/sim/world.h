@@ -217,6 +217,8 @@ void disk_cut(struct disk *d, paxos_slot slot);
 void world_init(struct world *w, const struct sim_object *object, uint64_t seed, uint16_t node_count, bool trace);
 void world_release(struct world *w);
 void world_run_until(struct world *w, uint64_t until_us);
+/* SIGSTOP for so long. */
+void world_pause(struct world *w, uint16_t node, uint64_t ms);
 void world_crash(struct world *w, uint16_t node);
 void world_restart(struct world *w, uint16_t node);
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
