@@ -9,6 +9,7 @@
  * a little behind needs no snapshot, and a start that finds the newest damaged could still be repaired by hand. */
 #include <stdio.h>
 #include "lockd/core/replica_state.h"
+#include "lockd/core/bug.h"
 #include "lockd/core/resp.h"
 
 enum {
@@ -103,6 +104,7 @@ static void begin_checkpoint(struct replica *r, uint64_t now_ms) {
     const bool due = r->config.checkpoint_bytes > 0 && s->log_bytes >= enough;
     if (s->ask_count == 0 && (!due || snapshot_holds(s->snapshot, now_ms))) return;
     s->running = slot;
+    if (BUG(80)) s->cut_wanted = slot;
     s->running_log_bytes = s->log_bytes;
     s->running_asks = s->ask_count;
     s->begun_ms = now_ms;
@@ -121,7 +123,7 @@ void replica_checkpointed(struct replica *r, uint64_t now_ms, paxos_slot slot, u
     }
     s->made++;
     s->log_bytes -= s->running_log_bytes;
-    s->cut_wanted = s->slot;
+    s->cut_wanted = BUG(83) ? slot + 8 : s->slot;
     s->slot = slot;
     s->bytes = bytes;
     snapshot_have(s->snapshot, slot, bytes);
@@ -189,7 +191,7 @@ static void load(struct replica *r, uint64_t now_ms) {
     uint16_t peer;
     paxos_slot slot;
     if (s->loaded != NULL || !snapshot_whole(s->snapshot, &slot, &bytes, &peer)) return;
-    if (slot <= keyspace_slot(r->ks)) { /* the log was faster */
+    if (slot <= keyspace_slot(r->ks) && !BUG(82)) { /* the log was faster */
         snapshot_drop(s->snapshot, now_ms, false);
         return;
     }
@@ -229,7 +231,7 @@ static void change_over(struct replica *r, uint64_t now_ms, struct keyspace *ks)
     r->saving.log_bytes = 0;
     cut(r, slot);
     keyspace_each_wait(r->ks, r->config.node, r->config.boot_id, wait_installed, r);
-    router_installed(r->router, now_ms);
+    if (!BUG(81)) router_installed(r->router, now_ms);
     replica_note(r, 'i', "snapshot installed slot=%llu bytes=%llu before=%llu", (unsigned long long)slot,
                  (unsigned long long)r->saving.bytes, (unsigned long long)before);
 }
