@@ -165,7 +165,7 @@ static struct result run(const struct sim_object *object, uint64_t seed, uint16_
     if (!w.failed && all_there(&w)) {
         const int voters = __builtin_popcount(check_newest(&w)->voters);
         if (voters >= 4 && (voters < w.node_count || voters >= 6 || /* in a long chain nobody can lead */
-                             world_chance(&w, 700000)))
+                            world_chance(&w, 700000)))
             star_stretch(&w);
         else if (voters >= 3 && voters <= 5 && voters == w.node_count) /* more: three in a row are no majority */
             chain_stretch(&w);
