@@ -355,6 +355,28 @@ static size_t backlog(void *context, uint16_t peer) {
     return n->peers != NULL ? peers_backlog(n->peers, peer) : 0;
 }
 
+/* ---- members ---- */
+
+/* The founders are where this node's own configuration says (it may see them by other addresses than they do); who came
+ * later is where NODE.ADD said.  A seat that was given up keeps its address: whoever comes back there is told by
+ * identity that it is out. */
+static void set_members(void *context, const struct ks_members *m) {
+    struct node *n = context;
+    const struct membership *newest = m->has_next ? &m->next : &m->now;
+    if (n->peers == NULL) return;
+    for (uint16_t seat = 0; seat < PAXOS_NODES_MAX; seat++) {
+        struct net_address address;
+        char error[NET_ERROR_BYTES];
+        const bool sits = ((newest->voters | newest->learners) >> seat & 1) != 0;
+        const bool founder = newest->generation[seat] == 0 && seat < n->config->node_count;
+        if (!sits || founder || seat + 1u == n->config->node || m->addresses[seat][0] == '\0') continue;
+        if (net_parse(m->addresses[seat], false, &address, error, sizeof error) != 0)
+            log_warn("lockd bad-address node=%u what=\"%s\"", seat + 1u, error);
+        else
+            peers_set(n->peers, seat, &address);
+    }
+}
+
 /* ---- now and then ---- */
 
 static void look_again(struct node *n) {
@@ -598,6 +620,7 @@ static int make_replica(struct node *n) {
                                       .cut = cut,
                                       .snapshot_read = snapshot_read,
                                       .install = install,
+                                      .members = set_members,
                                       .backlog = backlog};
     n->replica = replica_new(&config, &saved, &sink);
     n->looked_ms = start_ms;
