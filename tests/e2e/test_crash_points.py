@@ -180,6 +180,47 @@ def test_a_snapshot_is_installed_whole_or_not_at_all(cluster, tmp_path):
     assert died >= (5 if timing.LONG else 1)
 
 
+def test_a_membership_change_is_whole_or_not_there(cluster, tmp_path):
+    """A follower dies while a fourth node is added and removed; it comes back with the members that the others have."""
+    three = cluster(3)
+    victim, ledger, died, store = three.followers()[0], Ledger(), 0, 0x100
+
+    def in_effect(client, *command):
+        timing.wait_for(' '.join(map(str, command)), lambda: client.ask(*command) == 'OK')
+        client.pipeline([('SET', 'fill', number) for number in range(20)])
+        for _ in range(70):  # one after the other: each takes a slot of its own
+            assert client('SET', 'fill', 'x') == 'OK'
+
+    for number in list(points(150, 3))[::1 if timing.LONG else 3]:
+        victim.kill9()
+        victim.start(wrapper=killed_at(number, tmp_path))
+        clean = ended(victim, r'lockd listening')
+        with three.wait_leader().client(30) as client:
+            ledger.write(client, 2)
+            store += 1
+            in_effect(client, 'NODE.ADD', 4, '127.0.0.1:9', f'{store:016x}')
+            ledger.write(client, 2)
+            in_effect(client, 'NODE.REMOVE', 4)
+        clean = clean and victim.process.running()
+        died += not clean
+        victim.kill9()
+        assert not victim.process.matches(r'fatal|cannot-start|store failed|halted'), victim.process.text()[-2000:]
+        victim.start().wait_listening()
+        leader = three.wait_leader()
+
+        def agrees():
+            ours, theirs = victim.status() or {}, leader.status() or {}
+            names = ['revision', 'cluster-id'] + [name for name in theirs if 'member' in name or name in ('voters', 'learners')]
+            return all(ours.get(name) == theirs.get(name) for name in names)
+        timing.wait_for('it to agree', agrees, 30 * timing.SLOW)
+        with victim.client(30) as client:
+            assert client('READONLY') == 'OK'
+            ledger.audit(client)
+        if clean:
+            break
+    assert died >= (10 if timing.LONG else 2)
+
+
 # ---- power loss ----
 
 class Image:
