@@ -29,6 +29,7 @@ enum {
     FETCH_BACKLOG_BYTES = 8 * 1024 * 1024, /* no more of them while that much waits on its link */
     STOP_MS = 500,
     LOOK_MS = 500,           /* how often the disk is looked at */
+    LOOK_PARTS = 8,          /* and when this part of the reserve was written meanwhile */
     INSTALL_RETRY_MS = 1000, /* after a snapshot that could not be written */
     JOINING_MS = 5000,       /* who has not found its cluster by then says what may be missing */
     LOADING_LOOK_MS = 20,    /* how often a loading node looks at its sockets */
@@ -64,6 +65,8 @@ struct node {
     paxos_slot damaged;         /* the checkpoint of that slot cannot be read; said once */
     uint64_t start_ms;
     bool joining_told;
+    uint64_t disk_reserve;   /* what counts of it */
+    uint64_t unlooked_bytes; /* given to the store since the disk was looked at */
     struct replica *replica;
     struct clients *clients;
     struct peers *peers; /* NULL without nodes */
@@ -121,6 +124,13 @@ static void arm(struct node *n, uint64_t wake_ms) {
     n->armed_ms = wake_ms;
 }
 
+/* What was given to the store since the last time may be on the disk or not yet: it is counted as if it were not. */
+static void look_at_disk(struct node *n) {
+    const uint64_t room = store_room_bytes(n->store);
+    replica_disk_free(n->replica, room > n->unlooked_bytes ? room - n->unlooked_bytes : 0);
+    n->unlooked_bytes = 0;
+}
+
 static void on_turn(int fd, short what, void *context) {
     struct node *n = context;
     (void)fd;
@@ -143,6 +153,7 @@ static void on_turn(int fd, short what, void *context) {
         n->not_begun = 0;
         work(n);
     }
+    if (n->disk_reserve > 0 && n->unlooked_bytes > n->disk_reserve / LOOK_PARTS) look_at_disk(n);
     if (n->fetching) run_fetches(n);
     if (n->peers != NULL) peers_flush(n->peers);
     clients_flush(n->clients, !clients_has_leased(n->clients) || replica_reads_hold(n->replica, clock_now_ms()));
@@ -238,6 +249,7 @@ static enum link_refusal peer_frame(void *context, uint16_t peer, uint64_t boot,
 static void save(void *context, uint64_t batch, const struct paxos_output *out, const struct identity_record *record) {
     struct node *n = context;
     if (record != NULL) n->cluster_id = record->cluster_id;
+    for (uint32_t i = 0; out != NULL && i < out->save_count; i++) n->unlooked_bytes += out->saves[i].value.bytes;
     store_save(n->store, batch, out, record);
 }
 
@@ -389,7 +401,7 @@ static void on_look(int fd, short what, void *context) {
     (void)fd;
     (void)what;
     if (n->result != 0) return;
-    replica_disk_free(n->replica, store_room_bytes(n->store));
+    look_at_disk(n);
     const bool joining = replica_identity(n->replica) == IDENTITY_JOINING;
     if (joining && !n->joining_told && clock_now_ms() >= n->start_ms + JOINING_MS) {
         const unsigned number = (unsigned)n->config->node;
@@ -567,6 +579,7 @@ static int make_replica(struct node *n) {
     saved.checkpoint_slot = head->slot;
     saved.checkpoint_bytes = head->bytes;
     n->cluster_id = saved.record.cluster_id;
+    n->disk_reserve = c->disk_reserve < c->log_map_bytes / 4 ? c->disk_reserve : c->log_map_bytes / 4;
     if (head->slot != 0 && head->cluster_id != n->cluster_id) {
         snprintf(
             error, sizeof error,
@@ -602,8 +615,7 @@ static int make_replica(struct node *n) {
                                           .client_pending_max = CLIENT_PENDING_MAX,
                                           .request_bytes_max = (uint32_t)c->request_bytes_max,
                                           .checkpoint_bytes = c->checkpoint_bytes,
-                                          .disk_reserve = c->disk_reserve < c->log_map_bytes / 4 ? c->disk_reserve
-                                                                                                 : c->log_map_bytes / 4,
+                                          .disk_reserve = n->disk_reserve,
                                           .stall_ms = (uint32_t)c->stall_ms,
                                           .settings = c->settings,
                                           .version = HOLDFAST_VERSION,

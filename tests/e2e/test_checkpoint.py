@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from harness import timing
+from harness import process, timing
 from harness.process import binary
 from harness.resp import pairs
 
@@ -149,3 +149,74 @@ def test_a_damaged_checkpoint_is_refused(cluster, damage):
     node.start().wait_listening()
     one.wait_leader()
     assert one.call('GET', 'k1').startswith('b:1:')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 40 MiB in memory."""
+    at = tmp_path / 'disk'
+    at.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=40m', 'none', str(at)], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f'a file system cannot be mounted here: {done.stderr.strip()}')
+    yield str(at)
+    process.end_all()
+    subprocess.run(['umount', str(at)], check=True)
+
+
+def test_a_full_disk_is_refused_before_it_happens(cluster, small_disk):
+    """D3: what takes room is refused while there is still some left; what gives some back is not; and it passes."""
+    one = cluster(1, start=False, checkpoint_bytes=0, disk_reserve=8 << 20)
+    node = one.nodes[0]
+    node.data = os.path.join(small_disk, 'data')
+    node.write_config()
+    ballast = os.path.join(small_disk, 'ballast')
+    with open(ballast, 'wb') as file:
+        file.write(bytes(20 << 20))
+    node.start().wait_listening()
+    one.wait_leader()
+    with node.client(30) as client:
+        lease, written, refused = client('LEASE.GRANT', 60000), 0, None
+        while refused is None and written < 400:
+            answer = client.ask('SET', f'k{written}', 'x' * 100000)
+            if answer == 'OK':
+                written += 1
+            else:
+                refused = answer
+        assert refused is not None and refused.code == 'DISKFULL' and 'disk-reserve' in refused.text, refused
+        assert int(info(node)['disk_full']) == 1
+        assert client('GET', 'k0') == 'x' * 100000
+        assert client('DEL', 'k0') == 1
+        assert client('LEASE.KEEPALIVE', lease)[0] > 0
+        assert client('LEASE.REVOKE', lease) == 1
+        os.unlink(ballast)
+        timing.wait_for('it to take writes again', lambda: client.ask('SET', 'k0', 'again') == 'OK')
+        assert int(info(node)['disk_full']) == 0
+    assert node.term() == 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_and_tried_again(cluster, small_disk):
+    one = cluster(1, start=False, checkpoint_bytes=0, disk_reserve=0)
+    node = one.nodes[0]
+    node.data = os.path.join(small_disk, 'data')
+    node.write_config()
+    node.start().wait_listening()
+    one.wait_leader()
+    with node.client(30) as client:
+        fill(client, 60, 'a', 200000)
+        ballast = os.path.join(small_disk, 'ballast')
+        with open(ballast, 'wb') as file:
+            file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - (6 << 20)))
+        answer = client.ask('SNAPSHOT.SAVE')
+        assert answer.code == 'ERR' and 'could not be written' in answer.text
+        node.process.wait_line(r'checkpoint failed .*No space left on device')
+        assert 'checkpoint.tmp' not in os.listdir(node.data)
+        assert client('SET', 'after', '1') == 'OK'
+        os.unlink(ballast)
+        assert client('SNAPSHOT.SAVE') == 'OK'
+        before = state(client)
+    node.kill9()
+    node.start().wait_listening()
+    one.wait_leader()
+    with node.client(30) as client:
+        assert state(client) == before
