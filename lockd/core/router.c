@@ -636,8 +636,13 @@ void router_pump(struct router *rt, uint64_t now_ms, const struct ballot *servin
     }
 }
 
+/* It was handed out, and nothing proves yet that it did not run. */
+static bool may_run(const struct request *q) {
+    return q->write && (q->state == OUT || q->state == QUEUED);
+}
+
 static void time_out(struct router *rt, struct request *q) {
-    const bool maybe = q->write && (q->state == OUT || q->state == QUEUED) && !BUG(27);
+    const bool maybe = may_run(q) && !BUG(27);
     struct buf b = {.alloc = rt->config.alloc};
     if (maybe)
         resp_error(&b, "UNCERTAIN no answer within forward-timeout (%u ms); the command may have run",
@@ -726,7 +731,10 @@ void router_refuse(struct router *rt, const char *error) {
     struct request *q, *next; /* whoever waits would wait for ever */
     DL_FOREACH_SAFE2(rt->timeouts, q, next, time_next) {
         struct buf b = {.alloc = rt->config.alloc};
-        resp_error(&b, "%s", error);
+        if (may_run(q))
+            resp_error(&b, "UNCERTAIN this node is no part of the cluster any more; the command may have run");
+        else
+            resp_error(&b, "%s", error);
         finish(rt, q, buf_slice(&b), false);
         buf_release(&b);
     }

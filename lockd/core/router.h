@@ -105,8 +105,8 @@ void router_flush(struct router *rt);
 /* Something is ready to be handed out to a leader: what an own command held back. */
 bool router_has_work(const struct router *rt);
 uint64_t router_wake_at(const struct router *rt);
-/* "This node can never get an answer" (outcast): while set, new commands get this error at once.  Borrowed; NULL ends
- * it. */
+/* "This node can never get an answer" (outcast): while set, new commands get this error at once, and so does what
+ * waits; writes that are out already are -UNCERTAIN, for the leader may have them.  Borrowed; NULL ends it. */
 void router_refuse(struct router *rt, const char *error);
 /* Clients known and commands pending, for INFO. */
 uint32_t router_pending(const struct router *rt);

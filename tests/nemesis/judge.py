@@ -15,7 +15,7 @@ def linearizable(lincheck, folder, epoch, drift_ppm, loose):
     paths = sorted(folder.glob(f'epoch{epoch}.*'))
     lines = read_lines(p for p in paths if p.suffix[1:].isdigit() or p.suffix == '.final')
     if loose:
-        lines = [line for line in lines if not line.startswith('lease ') and line.split()[3] not in LEASE_BOUND
+        lines = [line for line in lines if not line.startswith(('lease ', '#')) and line.split()[3] not in LEASE_BOUND
                  and not line.split()[4].startswith('r')]
     whole = folder / f'history{epoch}'
     whole.write_text('\n'.join(lines) + '\n')

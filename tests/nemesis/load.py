@@ -56,7 +56,7 @@ class Worker(threading.Thread):
         super().__init__(daemon=True)
         self.all, self.label = all_of_us, name
         self.random = random.Random(f'{all_of_us.seed} {name}')
-        self.client = None
+        self.client, self.client_of = None, None
         self.connections, self.value = 0, 0
         self.book = all_of_us.book
         self.next_at = time.monotonic()
@@ -101,7 +101,8 @@ class Worker(threading.Thread):
             self.hang_up()
         if self.client is None:
             try:
-                self.client = Client(self.random.choice(self.all.addresses), 0.4)
+                self.client_of = self.random.choice(self.all.addresses)
+                self.client = Client(self.client_of, 0.4)
             except OSError:
                 self.pause(0.05)
                 raise NotRun from None
@@ -131,6 +132,7 @@ class Worker(threading.Thread):
                 raise Unknown
             if reply.code in NOT_RUN:
                 self.hang_up()
+                self.note(f'# {self.client_of} {asked} {reply.text}')
                 self.note(f'{connection} {asked} {at} {text} => !')
                 raise NotRun
         result = told(reply)

@@ -256,6 +256,21 @@ START_TEST(an_outcast_refuses_at_once) {
 }
 END_TEST
 
+/* A member that is removed has handed writes to the leader, which may well do them. */
+START_TEST(an_outcast_says_of_what_is_out_that_it_may_have_run) {
+    say(0, 1, "SET a 1");
+    say(0, 2, "GET a");
+    router_pump(rt, 0, &b1);
+    called("w1<0:SET r1:GET ");
+    say(0, 3, "SET b 1");
+    router_refuse(rt, "CLUSTERDOWN not ours");
+    router_flush(rt);
+    ck_assert_ptr_nonnull(strstr(out, "1=-UNCERTAIN"));
+    ck_assert_ptr_nonnull(strstr(out, "2=-CLUSTERDOWN not ours"));
+    ck_assert_ptr_nonnull(strstr(out, "3=-CLUSTERDOWN not ours"));
+}
+END_TEST
+
 /* The client asked for a minute; what it said after it is not late before that. */
 START_TEST(what_stands_behind_a_wait_is_not_late) {
     say(0, 1, "LOCK.ACQUIRE l LEASE 1 WAIT 60000");
@@ -493,6 +508,7 @@ int main(void) {
     tcase_add_test(tc, a_client_that_leaves_gives_up_its_place_by_name);
     tcase_add_test(tc, a_client_may_have_so_much_waiting_and_no_more);
     tcase_add_test(tc, an_outcast_refuses_at_once);
+    tcase_add_test(tc, an_outcast_says_of_what_is_out_that_it_may_have_run);
     tcase_add_test(tc, what_stands_behind_a_wait_is_not_late);
     tcase_add_test(tc, long_replies_do_not_come_all_at_once);
     tcase_add_test(tc, a_wait_that_was_left_costs_nothing);
