@@ -52,6 +52,22 @@ bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, s
     return !w->bad;
 }
 
+bool batch_is_whole(struct slice value) {
+    struct wire w;
+    struct batch_head head;
+    if (value.bytes == 0) return true;
+    if (!batch_read(&w, value, &head)) return false;
+    for (uint32_t i = 0; i < head.count && !w.bad; i++) {
+        (void)wire_u16(&w);
+        (void)wire_u64(&w);
+        (void)wire_u64(&w);
+        const uint32_t argc = wire_u32(&w);
+        if (argc == 0 || argc > BATCH_ARGC_MAX) return false;
+        for (uint32_t k = 0; k < argc; k++) (void)wire_bytes(&w);
+    }
+    return wire_done(&w);
+}
+
 void batch_set_stamp(struct buf *b, uint64_t stamp_ms) {
     must(b->bytes >= HEAD_BYTES);
     for (int i = 0; i < 8; i++) b->data[8 + 2 + 1 + i] = (char)(stamp_ms >> (8 * i));

@@ -43,5 +43,8 @@ NODISCARD bool batch_read(struct wire *w, struct slice value, struct batch_head 
 /* The next command; its argv (up to BATCH_ARGC_MAX slices) is borrowed from the value.  False: damaged or past the end.
  */
 NODISCARD bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, struct slice *argv);
+/* Would batch_read and then batch_next for each of its commands succeed, with nothing left over; or is it a no-op?  To
+ * be asked of what a peer sends before it gets into the log. */
+NODISCARD bool batch_is_whole(struct slice value);
 /* Set the stamp of a batch under construction. */
 void batch_set_stamp(struct buf *b, uint64_t stamp_ms);

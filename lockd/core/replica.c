@@ -541,6 +541,19 @@ static void refuse(struct replica *r, uint16_t peer, const struct forward *forwa
     replica_send_frame(r, peer, &frame);
 }
 
+/* What is no batch must not get into the log: applying it would be the end of every node. */
+static bool entries_are_batches(struct replica *r, uint16_t peer, const struct paxos_msg *msg) {
+    for (uint32_t i = 0; i < msg->entry_count; i++) {
+        if (batch_is_whole(msg->entries[i].value)) continue;
+        const uint64_t count = ++r->nonsense[peer];
+        if ((count & (count - 1)) == 0) /* now and then */
+            replica_note(r, 'e', "peer nonsense peer=%u slot=%llu count=%llu what=\"a log entry that is no batch\"",
+                         peer + 1u, (unsigned long long)msg->entries[i].slot, (unsigned long long)count);
+        return false;
+    }
+    return true;
+}
+
 static void take_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot,
                        const struct frame *frame) {
     if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
@@ -553,6 +566,7 @@ static void take_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64
     switch (frame->kind) {
     case FRAME_PAXOS: {
         if (frame->paxos.from != peer || frame->paxos.to != r->config.node) return;
+        if (!entries_are_batches(r, peer, &frame->paxos)) return;
         const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_MESSAGE, .message = &frame->paxos};
         if (paxos_step(r->paxos, &in) == PAXOS_IGNORED) return;
         return;

@@ -126,6 +126,7 @@ struct replica {
     bool link_up[PAXOS_NODES_MAX];
     uint64_t admitted_boot[PAXOS_NODES_MAX];
     uint64_t heard_ms[PAXOS_NODES_MAX];
+    uint64_t nonsense[PAXOS_NODES_MAX];    /* frames of that peer with entries that are no batches */
     uint64_t admitted_ms[PAXOS_NODES_MAX]; /* when admitted_boot was first seen */
     enum identity_problem problem[PAXOS_NODES_MAX];
     uint64_t question_ms;

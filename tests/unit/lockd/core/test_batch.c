@@ -63,8 +63,12 @@ END_TEST
 START_TEST(a_batch_cut_anywhere_is_none) {
     uint32_t count;
     ck_assert(read_all(buf_slice(&b), &count));
-    for (size_t bytes = 0; bytes < b.bytes; bytes++)
+    ck_assert(batch_is_whole(buf_slice(&b)));
+    ck_assert(batch_is_whole(slice_of(NULL, 0))); /* a no-op */
+    for (size_t bytes = 0; bytes < b.bytes; bytes++) {
         ck_assert_msg(!read_all(slice_of(b.data, bytes), &count), "cut at %zu", bytes);
+        ck_assert_msg(bytes == 0 || !batch_is_whole(slice_of(b.data, bytes)), "cut at %zu", bytes);
+    }
 }
 END_TEST
 
@@ -72,6 +76,7 @@ START_TEST(what_follows_a_batch_is_noticed) {
     uint32_t count;
     buf_append(&b, "x", 1);
     ck_assert(!read_all(buf_slice(&b), &count));
+    ck_assert(!batch_is_whole(buf_slice(&b)));
 }
 END_TEST
 
@@ -81,7 +86,7 @@ START_TEST(damaged_bytes_read_nothing_outside) {
     for (size_t i = 0; i < b.bytes; i++) {
         for (int bit = 0; bit < 8; bit++) {
             b.data[i] = (char)(b.data[i] ^ (1 << bit));
-            (void)read_all(buf_slice(&b), &count);
+            ck_assert_int_eq(read_all(buf_slice(&b), &count), batch_is_whole(buf_slice(&b)));
             b.data[i] = (char)(b.data[i] ^ (1 << bit));
         }
     }
@@ -99,10 +104,13 @@ START_TEST(as_many_arguments_as_the_limit_and_no_more) {
     ck_assert(read_all(buf_slice(&big), &count));
     ck_assert_uint_eq(count, 1);
     const size_t argc_at = 8 + 2 + 1 + 8 + 4 + 2 + 8 + 8;
+    ck_assert(batch_is_whole(buf_slice(&big)));
     big.data[argc_at] = 1; /* 4097 */
     ck_assert(!read_all(buf_slice(&big), &count));
+    ck_assert(!batch_is_whole(buf_slice(&big)));
     big.data[argc_at] = big.data[argc_at + 1] = 0; /* 0 */
     ck_assert(!read_all(buf_slice(&big), &count));
+    ck_assert(!batch_is_whole(buf_slice(&big)));
     buf_release(&big);
 }
 END_TEST

@@ -734,6 +734,32 @@ START_TEST(the_leaders_queue_has_a_limit) {
 }
 END_TEST
 
+/* A peer that was let in may still be broken, or another version: what it calls a log entry is looked at first. */
+START_TEST(an_entry_that_is_no_batch_stays_out_of_the_log) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    expect(l, 1, "SET a 1", "+OK\r\n");
+    const paxos_slot slot = paxos_chosen(replica_paxos(nodes[other].replica)) + 1;
+    const struct paxos_entry garbage = {
+        .slot = slot, .ballot = paxos_ballot(replica_paxos(nodes[l].replica)), .value = slice_str("garbage")};
+    const struct frame frame = {.kind = FRAME_PAXOS,
+                                .paxos = {.kind = PAXOS_MSG_CHOSEN,
+                                          .from = l,
+                                          .to = other,
+                                          .ballot = garbage.ballot,
+                                          .chosen = slot,
+                                          .slot = slot,
+                                          .slot_last = slot,
+                                          .entries = &garbage,
+                                          .entry_count = 1}};
+    replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &frame);
+    nodes[other].wake_ms = now_ms;
+    run(100);
+    expect(other, 1, "SET a 2", "+OK\r\n");
+    expect(other, 1, "GET a", "$1\r\n2\r\n");
+}
+END_TEST
+
 /* A restarted node asks who the others are before their links to it are up again.  When these are, it knows at once. */
 START_TEST(a_restarted_node_is_let_in_when_the_links_are_up) {
     start_all(3);
@@ -1231,6 +1257,7 @@ int main(void) {
     tcase_add_loop_test(tc, a_script_comes_through_a_stream_of_writes, 0, sizeof streams / sizeof streams[0]);
     tcase_add_test(tc, a_forwarded_command_that_fits_no_batch_is_refused);
     tcase_add_test(tc, the_leaders_queue_has_a_limit);
+    tcase_add_test(tc, an_entry_that_is_no_batch_stays_out_of_the_log);
     tcase_add_test(tc, a_restarted_node_is_let_in_when_the_links_are_up);
     tcase_add_test(tc, a_node_cut_off_answers_from_its_own_state);
     tcase_add_test(tc, the_log_is_cut_behind_the_checkpoint_before);
