@@ -313,7 +313,9 @@ static void load_head(struct ks_loader *l, struct counts *c) {
     ks->stamp_ms = ks_take_u64(l);
     ks->ballot.round = ks_take_u64(l);
     ks->ballot.node = ks_take_u16(l);
-    ks->has_settings = ks_take_u8(l) == 1;
+    const uint8_t has_settings = ks_take_u8(l);
+    ks_take_check(l, has_settings <= 1, "a flag that is neither set nor not");
+    ks->has_settings = has_settings == 1;
 #define SETTING(name, value, low, high, unit, text)                                                                    \
     ks->settings.name = ks_take_u64(l);                                                                                \
     ks_take_check(l, ks->settings.name >= low && ks->settings.name <= high, "a setting is out of range");
