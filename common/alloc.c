@@ -1,11 +1,13 @@
 #include "common/alloc.h"
 #include "common/must.h"
+#include <stdbool.h>
 #include <string.h>
 
 void *alloc_resize(const struct alloc *a, void *memory, size_t bytes) {
     must(bytes > 0);
     void *fresh = a->resize(a->context, memory, bytes);
-    must(fresh != NULL);
+    const bool out_of_memory = fresh == NULL; /* what must() shows */
+    must(!out_of_memory);
     return fresh;
 }
 
