@@ -398,7 +398,7 @@ static void do_link(const struct words *w) {
         }
 }
 
-static void do_disk(const struct words *w) { /* disk 1 hangs | works | slow 200ms */
+static void do_disk(const struct words *w) { /* disk 1 hangs | works | slow 200ms | left 500 */
     const int node = node_of(w, 1);
     const uint64_t ms = time_of(w, 3);
     if (node >= 0 && is(w, 2, "hangs"))
@@ -407,8 +407,10 @@ static void do_disk(const struct words *w) { /* disk 1 hangs | works | slow 200m
         town_disk((uint16_t)node, TOWN_DISK_WORKS, TOWN_DISK_MS);
     else if (node >= 0 && is(w, 2, "slow") && ms != UINT64_MAX)
         town_disk((uint16_t)node, TOWN_DISK_WORKS, ms);
+    else if (node >= 0 && is(w, 2, "left") && w->count == 4)
+        town_disk_left((uint16_t)node, strtoull(w->word[3], NULL, 10));
     else
-        wrong("disk NODE hangs|works|slow TIME", "");
+        wrong("disk NODE hangs|works|slow TIME|left BYTES", "");
 }
 
 static void do_run(const struct words *w) { /* run 200ms */
@@ -487,6 +489,20 @@ static void do_agree(const struct words *w) { /* agree | agree within 2s: same s
                                                           : " /= ",
                  i + 1u);
         if (first < 0) first = i;
+    }
+    say("%s", line);
+}
+
+static void do_checkpoints(const struct words *w) { /* checkpoints: which nodes have one, in order of slots */
+    (void)w;
+    char line[256] = "";
+    for (uint16_t i = 0; i < town_count(); i++) {
+        uint32_t older = 0;
+        for (uint16_t k = 0; k < town_count(); k++) older += town_checkpoint(k) < town_checkpoint(i);
+        snprintf(line + strlen(line), sizeof line - strlen(line), "%s%u %s", i > 0 ? ", " : "", i + 1u,
+                 town_checkpoint(i) == 0 ? "none"
+                 : older > 0             ? "newer"
+                                         : "one");
     }
     say("%s", line);
 }
@@ -608,10 +624,26 @@ static const struct {
     const char *word;
     void (*run)(const struct words *w);
 } commands[] = {
-    {"nodes", do_nodes}, {"start", do_node},  {"crash", do_node}, {"pause", do_node},    {"resume", do_node},
-    {"wipe", do_node},   {"cut", do_link},    {"hold", do_link},  {"heal", do_link},     {"twice", do_link},
-    {"once", do_link},   {"disk", do_disk},   {"run", do_run},    {"elect", do_elect},   {"leader", do_leader},
-    {"state", do_state}, {"agree", do_agree}, {"said", do_said},  {"client", do_client},
+    {"nodes", do_nodes},
+    {"start", do_node},
+    {"crash", do_node},
+    {"pause", do_node},
+    {"resume", do_node},
+    {"wipe", do_node},
+    {"cut", do_link},
+    {"hold", do_link},
+    {"heal", do_link},
+    {"twice", do_link},
+    {"once", do_link},
+    {"disk", do_disk},
+    {"run", do_run},
+    {"elect", do_elect},
+    {"leader", do_leader},
+    {"state", do_state},
+    {"agree", do_agree},
+    {"said", do_said},
+    {"checkpoints", do_checkpoints},
+    {"client", do_client},
 };
 
 static void tell_client(struct client *c, const struct words *w) {

@@ -36,8 +36,16 @@ struct write { /* one transaction on its way to a disk */
     struct paxos_entry *entries;
     uint32_t entry_count;
 };
+struct background { /* a checkpoint on its way to a disk */
+    bool any;
+    uint64_t at_ms;
+    paxos_slot slot;
+    struct buf bytes;
+};
 struct disk {
     uint64_t store_id;
+    struct buf checkpoint; /* durable; saved.checkpoint_slot says which */
+    struct background saving, installing;
     bool used;
     struct replica_saved saved;
     struct kept *slots;
@@ -112,7 +120,30 @@ static void write_done(struct disk *d, const struct write *w) {
     for (uint32_t i = 0; i < w->entry_count; i++) keep(d, &w->entries[i]);
 }
 
+static void put_background(struct background *b, paxos_slot slot, uint64_t at_ms) {
+    b->any = true;
+    b->slot = slot;
+    b->at_ms = at_ms;
+}
+
+static void checkpoint_done(struct disk *d, struct background *b) {
+    buf_clear(&d->checkpoint);
+    buf_append_slice(&d->checkpoint, buf_slice(&b->bytes));
+    d->saved.checkpoint_slot = b->slot;
+    d->saved.checkpoint_bytes = b->bytes.bytes;
+    b->any = false;
+}
+
+static void cut_to(struct disk *d, paxos_slot slot) {
+    for (paxos_slot s = 1; s <= slot && s < d->slot_count; s++) {
+        free(d->slots[s].value);
+        d->slots[s] = (struct kept){.there = false};
+    }
+    if (slot > d->saved.paxos.cut) d->saved.paxos.cut = slot;
+}
+
 static void disk_forget(struct disk *d) {
+    d->saving.any = d->installing.any = false;
     struct write *w, *next;
     DL_FOREACH_SAFE(d->writes, w, next) {
         DL_DELETE(d->writes, w);
@@ -124,7 +155,11 @@ static void disk_wipe(struct disk *d) {
     disk_forget(d);
     for (paxos_slot s = 0; s < d->slot_count; s++) free(d->slots[s].value);
     free(d->slots);
+    buf_release(&d->checkpoint);
+    buf_release(&d->saving.bytes);
+    buf_release(&d->installing.bytes);
     *d = (struct disk){.store_id = ++town.next_store, .state = d->state, .write_ms = d->write_ms};
+    d->checkpoint.alloc = d->saving.bytes.alloc = d->installing.bytes.alloc = heap_alloc();
 }
 
 static struct paxos_entry kept_entry(const struct disk *d, paxos_slot slot) {
@@ -213,6 +248,40 @@ static void on_fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos_s
     on_send(context, peer, buf_slice(&town.frame));
 }
 
+static int put_bytes(void *context, struct slice bytes) {
+    buf_append_slice(context, bytes);
+    return 0;
+}
+
+static void on_checkpoint(void *context, const struct keyspace *ks, paxos_slot slot) {
+    struct machine *m = context;
+    buf_clear(&m->disk.saving.bytes);
+    must(keyspace_save(ks, put_bytes, &m->disk.saving.bytes) == 0);
+    put_background(&m->disk.saving, slot, town.now_ms + m->disk.write_ms);
+}
+
+static void on_cut(void *context, paxos_slot slot) {
+    struct machine *m = context;
+    cut_to(&m->disk, slot);
+}
+
+static void on_snapshot_read(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes) {
+    const struct machine *m = context;
+    const struct buf *whole = &m->disk.checkpoint;
+    if (m->disk.saved.checkpoint_slot != slot || offset > whole->bytes) return;
+    if (bytes > whole->bytes - offset) bytes = (uint32_t)(whole->bytes - offset);
+    buf_clear(&town.frame);
+    replica_snapshot_frame(m->replica, slot, offset, slice_of(whole->data + offset, bytes), &town.frame);
+    on_send(context, peer, buf_slice(&town.frame));
+}
+
+static void on_install(void *context, paxos_slot slot, struct slice bytes) {
+    struct machine *m = context;
+    buf_clear(&m->disk.installing.bytes);
+    buf_append_slice(&m->disk.installing.bytes, bytes);
+    put_background(&m->disk.installing, slot, town.now_ms + m->disk.write_ms);
+}
+
 static void on_note(void *context, char level, const char *text) {
     struct machine *m = context;
     if (getenv("VERBOSE") != NULL)
@@ -264,6 +333,8 @@ void town_start(uint16_t node) {
                                     .queue_bytes_max = 1 << 24,
                                     .client_pending_max = 1024,
                                     .request_bytes_max = 1 << 19,
+                                    .disk_reserve = TOWN_DISK_RESERVE,
+                                    .stall_ms = TOWN_STALL_MS,
                                     .version = "story"};
     ks_settings_default(&config.settings);
     struct paxos_entry *accepted = calloc(d->slot_count + 1, sizeof *accepted);
@@ -271,6 +342,7 @@ void town_start(uint16_t node) {
     d->saved.paxos.accepted_count = 0;
     d->saved.paxos.restarted = d->used;
     d->used = true;
+    if (d->saved.checkpoint_slot > d->saved.paxos.chosen) d->saved.paxos.chosen = d->saved.checkpoint_slot;
     for (paxos_slot s = d->saved.paxos.chosen + 1; s < d->slot_count; s++)
         if (d->slots[s].there) accepted[d->saved.paxos.accepted_count++] = kept_entry(d, s);
     const struct replica_sink sink = {.context = m,
@@ -279,10 +351,18 @@ void town_start(uint16_t node) {
                                       .reply = on_reply,
                                       .hang_up = on_hang_up,
                                       .fetch = on_fetch,
-                                      .note = on_note};
+                                      .note = on_note,
+                                      .checkpoint = on_checkpoint,
+                                      .cut = on_cut,
+                                      .snapshot_read = on_snapshot_read,
+                                      .install = on_install};
     m->replica = replica_new(&config, &d->saved, &sink);
     free(accepted);
-    for (paxos_slot s = 1; s <= d->saved.paxos.chosen; s++) replica_replay(m->replica, s, kept_entry(d, s).value);
+    char error[256] = "";
+    if (d->saved.checkpoint_slot > 0)
+        must(replica_restore(m->replica, buf_slice(&d->checkpoint), error, sizeof error) == 0);
+    for (paxos_slot s = d->saved.checkpoint_slot + 1; s <= d->saved.paxos.chosen; s++)
+        replica_replay(m->replica, s, kept_entry(d, s).value);
     m->up = true;
     m->paused = false;
     m->wake_ms = town.now_ms;
@@ -349,6 +429,14 @@ void town_disk(uint16_t node, enum town_disk disk, uint64_t write_ms) {
         DL_FOREACH(d->writes, w) w->at_ms = town.now_ms + write_ms;
     d->state = disk;
     d->write_ms = write_ms;
+}
+
+void town_disk_left(uint16_t node, uint64_t bytes) {
+    if (town.machines[node].up) replica_disk_free(town.machines[node].replica, bytes);
+}
+
+uint64_t town_checkpoint(uint16_t node) {
+    return town.machines[node].disk.saved.checkpoint_slot;
 }
 
 struct slice town_notes(uint16_t node) {
@@ -462,10 +550,29 @@ static bool arrive(void) {
     return any;
 }
 
+static bool background_done(struct machine *m) {
+    struct disk *d = &m->disk;
+    bool any = false;
+    if (d->saving.any && d->saving.at_ms <= town.now_ms) {
+        checkpoint_done(d, &d->saving);
+        replica_checkpointed(m->replica, town.now_ms, d->saved.checkpoint_slot, d->checkpoint.bytes);
+        any = true;
+    }
+    if (d->installing.any && d->installing.at_ms <= town.now_ms) {
+        checkpoint_done(d, &d->installing);
+        cut_to(d, d->saved.checkpoint_slot);
+        replica_installed(m->replica, town.now_ms, d->saved.checkpoint_slot);
+        any = true;
+    }
+    if (any) m->wake_ms = town.now_ms;
+    return any;
+}
+
 static bool become_durable(struct machine *m) {
     uint64_t batch = 0;
     struct write *w, *next;
     if (m->disk.state == TOWN_DISK_HANGS) return false;
+    const bool any = background_done(m);
     DL_FOREACH_SAFE(m->disk.writes, w, next) {
         if (w->at_ms > town.now_ms) break;
         write_done(&m->disk, w);
@@ -473,7 +580,7 @@ static bool become_durable(struct machine *m) {
         DL_DELETE(m->disk.writes, w);
         write_free(w);
     }
-    if (batch == 0) return false;
+    if (batch == 0) return any;
     replica_durable(m->replica, town.now_ms, batch);
     m->wake_ms = town.now_ms;
     return true;
@@ -511,8 +618,8 @@ void town_open(uint16_t count) {
     for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
         struct machine *m = &town.machines[i];
         m->notes.alloc = heap_alloc();
-        m->disk.store_id = ++town.next_store;
         m->disk.write_ms = TOWN_DISK_MS;
+        disk_wipe(&m->disk);
     }
 }
 

@@ -7,7 +7,7 @@
 #include "common/buf.h"
 #include "lockd/core/replica.h"
 
-enum { TOWN_LINK_MS = 1, TOWN_DISK_MS = 2 };
+enum { TOWN_LINK_MS = 1, TOWN_DISK_MS = 2, TOWN_STALL_MS = 1000, TOWN_DISK_RESERVE = 1000 };
 
 enum town_disk { TOWN_DISK_WORKS, TOWN_DISK_HANGS };
 
@@ -26,6 +26,10 @@ bool town_is_up(uint16_t node);
 bool town_is_paused(uint16_t node);
 struct replica *town_replica(uint16_t node);
 void town_disk(uint16_t node, enum town_disk disk, uint64_t write_ms);
+/* What its disk has left from now on. */
+void town_disk_left(uint16_t node, uint64_t bytes);
+/* The slot of the checkpoint on its disk, 0: none. */
+uint64_t town_checkpoint(uint16_t node);
 /* What the node noted for its log since the last call, one "l module event" per line, repeats left out. */
 struct slice town_notes(uint16_t node);
 
