@@ -193,7 +193,8 @@ static void on_closed(uint64_t id) {
 
 /* ---- words ---- */
 
-/* Split at spaces; "..." is one word, \" and \\ inside it stand for themselves; $NAME becomes its value. */
+/* Split at spaces; "..." is one word, \" and \\ inside it stand for themselves; $NAME becomes its value, $STORE3 the
+ * store id of node 3. */
 static void split(const char *line, struct words *w) {
     size_t at = 0;
     *w = (struct words){0};
@@ -212,7 +213,11 @@ static void split(const char *line, struct words *w) {
                 for (i = 0; i < name_count; i++)
                     if (strlen(names[i].name) == bytes && memcmp(names[i].name, line + 1, bytes) == 0) break;
             }
-            if (bytes > 0 && i < name_count) {
+            const int store = bytes == 6 && memcmp(line + 1, "STORE", 5) == 0 ? line[6] - '0' : 0;
+            if (store >= 1 && store <= town_count()) {
+                at += (size_t)snprintf(&w->text[at], 24, "%016" PRIx64, town_store_id((uint16_t)(store - 1)));
+                line += 1 + bytes;
+            } else if (bytes > 0 && i < name_count) {
                 at += (size_t)snprintf(&w->text[at], 24, "%" PRId64, names[i].value);
                 line += 1 + bytes;
             } else {
@@ -334,14 +339,15 @@ static void do_elect(const struct words *w) { /* elect 2 */
     if (!elected) say("node %d is not elected", node + 1);
 }
 
-static void do_nodes(const struct words *w) { /* nodes 3 | nodes 3 off */
-    const int count = w->count > 1 ? atoi(w->word[1]) : 0;
-    if (count < 1 || count > PAXOS_NODES_MAX || town_count() > 0) {
-        wrong("nodes COUNT, once", "");
+static void do_nodes(const struct words *w) { /* nodes 3 | nodes 3 off | nodes 3 of 4: one more for later */
+    const int count = w->count > 1 ? atoi(w->word[1]) : 0,
+              all = is(w, 2, "of") && w->count > 3 ? atoi(w->word[3]) : count;
+    if (count < 1 || all < count || all > PAXOS_NODES_MAX || town_count() > 0) {
+        wrong("nodes COUNT [of COUNT], once", "");
         return;
     }
     static const struct town_sink sink = {.reply = on_reply, .closed = on_closed};
-    town_open((uint16_t)count);
+    town_open((uint16_t)all, (uint16_t)count);
     town_listen(&sink);
     if (is(w, 2, "off")) return;
     for (uint16_t i = 0; i < count; i++) town_start(i);
@@ -354,7 +360,7 @@ static void do_nodes(const struct words *w) { /* nodes 3 | nodes 3 off */
     (void)town_run(1000, NULL, NULL);
     town_disconnect(id);
     (void)town_run(100, NULL, NULL);
-    for (uint16_t i = 0; i < count; i++) (void)town_notes(i);
+    for (uint16_t i = 0; i < all; i++) (void)town_notes(i);
 }
 
 static void do_node(const struct words *w) { /* start|crash|pause|resume|wipe NODE */

@@ -69,7 +69,7 @@ struct out_reply {
 enum link { LINK_GOOD, LINK_CUT, LINK_HELD };
 
 static struct {
-    uint16_t count;
+    uint16_t count, founders;
     uint64_t now_ms, next_boot, next_store, next_client;
     struct machine machines[PAXOS_NODES_MAX];
     enum link links[PAXOS_NODES_MAX][PAXOS_NODES_MAX];
@@ -316,7 +316,7 @@ void town_start(uint16_t node) {
     m->boot = ++town.next_boot;
     struct replica_config config = {.alloc = heap_alloc(),
                                     .node = node,
-                                    .node_count = town.count,
+                                    .node_count = node < town.founders ? town.founders : node + 1,
                                     .store_id = d->store_id,
                                     .boot_id = m->boot,
                                     .fresh_cluster_id = 0x7000 + m->boot,
@@ -416,6 +416,10 @@ bool town_is_paused(uint16_t node) {
 
 struct replica *town_replica(uint16_t node) {
     return town.machines[node].replica;
+}
+
+uint64_t town_store_id(uint16_t node) {
+    return town.machines[node].disk.store_id;
 }
 
 const char *town_halted(uint16_t node) {
@@ -608,8 +612,9 @@ bool town_run(uint64_t ms, bool (*enough)(void *context), void *context) {
 
 /* ---- beginning and end ---- */
 
-void town_open(uint16_t count) {
-    must(count >= 1 && count <= PAXOS_NODES_MAX);
+void town_open(uint16_t count, uint16_t founders) {
+    must(founders >= 1 && founders <= count && count <= PAXOS_NODES_MAX);
+    town.founders = founders;
     town.count = count;
     town.now_ms = 1000;
     town.next_store = 0x100;

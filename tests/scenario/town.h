@@ -11,7 +11,8 @@ enum { TOWN_LINK_MS = 1, TOWN_DISK_MS = 2, TOWN_STALL_MS = 1000, TOWN_DISK_RESER
 
 enum town_disk { TOWN_DISK_WORKS, TOWN_DISK_HANGS };
 
-void town_open(uint16_t count); /* 1..PAXOS_NODES_MAX nodes, none of them running; the clock starts */
+/* 1..PAXOS_NODES_MAX nodes, none of them running; the clock starts.  The first `founders` are to form a cluster. */
+void town_open(uint16_t count, uint16_t founders);
 void town_close(void);
 uint64_t town_now(void);
 uint16_t town_count(void);
@@ -25,6 +26,7 @@ void town_wipe(uint16_t node);   /* must be down: its next start is that of an e
 bool town_is_up(uint16_t node);
 bool town_is_paused(uint16_t node);
 struct replica *town_replica(uint16_t node);
+uint64_t town_store_id(uint16_t node);
 void town_disk(uint16_t node, enum town_disk disk, uint64_t write_ms);
 /* What its disk has left from now on. */
 void town_disk_left(uint16_t node, uint64_t bytes);
