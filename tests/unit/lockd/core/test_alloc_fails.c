@@ -23,7 +23,9 @@ static const struct alloc failing = {.resize = failing_resize};
 /* ---- drivers: short, and through as many allocating places as can be ---- */
 
 static struct replica *node;
-static uint64_t saved, replies;
+static uint64_t saved;
+static char leases[2][24];         /* what A and B stand for */
+enum { GRANT_A = 4, GRANT_B = 5 }; /* their places in the story */
 static struct buf checkpoint;
 
 static void on_save(void *context, uint64_t batch, const struct paxos_output *out,
@@ -35,9 +37,11 @@ static void on_send(void *context, uint16_t peer, struct slice frame) {
     (void)context, (void)peer, (void)frame;
 }
 static void on_reply(void *context, uint64_t client, struct slice bytes, bool leased) {
-    (void)context, (void)client, (void)leased;
+    (void)context, (void)leased;
     if (bytes.data[0] == '-') fprintf(stderr, "%.*s", (int)bytes.bytes, bytes.data);
-    replies++;
+    if (client == GRANT_A || client == GRANT_B)
+        snprintf(leases[client - GRANT_A], sizeof leases[0], "%.*s", (int)strcspn(bytes.data + 1, "\r"),
+                 bytes.data + 1);
 }
 static void on_hang_up(void *context, uint64_t client) {
     (void)context, (void)client;
@@ -67,20 +71,20 @@ static const char *const story[] = {
     "GET a",
     "LEASE.GRANT 60000 NAME x",
     "LEASE.GRANT 60000",
-    "LOCK.ACQUIRE l LEASE 5",
-    "LOCK.ACQUIRE l LEASE 6 WAIT 60000",
-    "CAS c 0 1 LEASE 5",
+    "LOCK.ACQUIRE l LEASE A",
+    "LOCK.ACQUIRE l LEASE B WAIT 60000",
+    "CAS c 0 1 LEASE A",
     "WOR.SET r 1",
-    "ROUTE.BIND p s LEASE 5 x PREFER x y",
-    "ROUTE.GET p s LEASE 6",
-    "ROUTE.NEXT LEASE 5 0",
-    "ROUTE.SUSPECT p x 0 LEASE 5",
+    "ROUTE.BIND p s LEASE A x PREFER x y",
+    "ROUTE.GET p s LEASE B",
+    "ROUTE.NEXT LEASE A 0",
+    "ROUTE.SUSPECT p x 0 LEASE A",
     "EVAL return(redis.call('INCR',KEYS[1])) 1 a",
     "SCRIPT LOAD return(1)",
     "INFO",
     "CLIENT SETNAME me",
-    "LEASE.KEEPALIVE 5 6",
-    "LEASE.REVOKE 5",
+    "LEASE.KEEPALIVE A B",
+    "LEASE.REVOKE A",
     "DEL a b",
 };
 
@@ -118,7 +122,7 @@ static void whole_node(void) {
         uint32_t argc = 0;
         snprintf(text, sizeof text, "%s", story[i]);
         for (char *word = strtok_r(text, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest))
-            argv[argc++] = slice_str(word);
+            argv[argc++] = slice_str(strcmp(word, "A") == 0 ? leases[0] : strcmp(word, "B") == 0 ? leases[1] : word);
         replica_command(node, now_ms, 0, i, argc, argv);
         turns(&now_ms, 3);
     }
