@@ -247,7 +247,7 @@ void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot) {
     s->running = 0;
     snapshot_drop(s->snapshot, now_ms, false);
     snapshot_have(s->snapshot, slot, s->bytes);
-    if (slot > keyspace_slot(r->ks))
+    if (slot > keyspace_slot(r->ks) && paxos_role(r->paxos) != PAXOS_HALTED)
         change_over(r, now_ms, ks);
     else
         keyspace_free(ks); /* the log was faster after all; the checkpoint is a good one */

@@ -1219,6 +1219,22 @@ START_TEST(a_removed_node_says_so_and_may_come_back) {
 }
 END_TEST
 
+/* It heard nothing of it, and nobody speaks to it any more. */
+START_TEST(who_was_removed_while_it_was_away_finds_out) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), out = (uint16_t)((l + 1) % 3);
+    char line[128];
+    deaf[out] = true;
+    snprintf(line, sizeof line, "NODE.REMOVE %u", out + 1u);
+    change(l, line);
+    run(3000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_FORMED);
+    deaf[out] = false;
+    run(3000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_OUTCAST);
+}
+END_TEST
+
 START_TEST(a_leader_that_is_removed_hands_over) {
     start_all(3);
     const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
@@ -1273,6 +1289,7 @@ int main(void) {
     tcase_add_test(tc, alone_there_is_nobody_to_take_it);
     tcase_add_loop_test(tc, a_dead_node_is_replaced_by_an_empty_one, 0, 2);
     tcase_add_test(tc, a_removed_node_says_so_and_may_come_back);
+    tcase_add_test(tc, who_was_removed_while_it_was_away_finds_out);
     tcase_add_test(tc, a_leader_that_is_removed_hands_over);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
