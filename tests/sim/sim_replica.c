@@ -12,6 +12,7 @@
 #include "tests/sim/object.h"
 
 enum { ENTRIES_MAX = 1 << 12 };
+static const uint64_t CLIENT_NOBODY = UINT64_MAX; /* a turn, and nobody speaks */
 
 struct process {
     struct world *w;
@@ -34,9 +35,10 @@ struct state {
     uint64_t *hash_of; /* by slot: the state's hash there */
     size_t hash_capacity;
     uint64_t checkpoint_bytes;
-    uint32_t checkpoints, installs;
+    uint32_t checkpoints, installs, hand_overs;
     /* as every node has them configured */
     uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, heartbeat_ms, lease_ms, reattach_ms, client_pending_max;
+    uint32_t hand_over_ppm; /* each time that clients do something */
 };
 static struct frame_scratch scratch;
 
@@ -68,6 +70,8 @@ static void begin(struct world *w) {
     s->lease_ms = leases[pace];
     s->reattach_ms = reattaches[world_below(w, 3)];
     s->client_pending_max = pendings[world_below(w, 3)];
+    static const uint32_t hand_overs[] = {0, 0, 1000, 20000};
+    s->hand_over_ppm = hand_overs[world_below(w, 4)];
     w->user = s;
     s->clients = clients_new(w, replica_at);
     s->queues = check_queue_new();
@@ -293,7 +297,7 @@ static void input(struct world *w, uint16_t node, const struct input *in) {
     case INPUT_FILE: told_of_file(w, node, in->number); break;
     case INPUT_DURABLE: replica_durable(pr->replica, now_ms, in->number); break;
     case INPUT_CLIENT:
-        if (state_of(w)->clients->all[in->number].node == node)
+        if (in->number != CLIENT_NOBODY && state_of(w)->clients->all[in->number].node == node)
             clients_act(state_of(w)->clients, w, (uint32_t)in->number);
         break;
     case INPUT_LINK:
@@ -356,9 +360,20 @@ static int leader(struct world *w) {
     }
     return found;
 }
+/* Somebody wants another leader. */
+static void hand_over(struct world *w) {
+    const uint16_t node = (uint16_t)world_below(w, w->node_count);
+    const struct sim_node *n = &w->nodes[node];
+    if (!n->up || w->now_us < n->paused_until_us) return;
+    if (!replica_hand_over(replica_at(w, node), world_local_ms(w, node))) return;
+    state_of(w)->hand_overs++;
+    world_trace(w, "n%u is to hand over", node);
+    world_client_input(w, node, CLIENT_NOBODY);
+}
 static void load(struct world *w) {
     const int led = leader(w);
     check_late_look(state_of(w)->clients->lates, w, led >= 0 ? replica_keyspace(replica_at(w, (uint16_t)led)) : NULL);
+    if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) hand_over(w);
     clients_load(state_of(w)->clients, w);
 }
 static void heal(struct world *w) {
