@@ -667,7 +667,7 @@ static void mark_chosen(struct paxos *p, struct cell *c) {
 
 /* The highest slot we may propose: its configuration is known from the log, and a majority of it has promised. */
 static paxos_slot propose_limit(const struct paxos *p) {
-    paxos_slot limit = (BUG(38) ? p->chosen + WINDOW_MAX : p->known) + p->config.config_delay;
+    paxos_slot limit = p->known + p->config.config_delay;
     if (BUG(32)) return limit;
     if (!is_majority_of(p, &p->members[0], p->votes)) return p->chosen;
     if (p->pending && !is_majority_of(p, &p->members[1], p->votes))

@@ -11,7 +11,7 @@
 #include "tests/sim/checkers.h"
 #include "tests/sim/object.h"
 
-enum { ENTRIES_MAX = 1 << 17, VALUE_BYTES_MAX = 48, PENDING_MAX = 256, HAND_OVER_MS_MAX = 400 };
+enum { ENTRIES_MAX = 1 << 17, VALUE_BYTES_MAX = 48, PENDING_MAX = 256, HAND_OVER_MS_MAX = 400, CHANGE_MS_MAX = 3000 };
 static const uint64_t CHANGE_BIT = UINT64_C(1) << 63;
 
 struct read_asked { /* by a confirmed round */
@@ -36,7 +36,8 @@ struct process {
 struct state {
     struct process processes[SIM_NODES_MAX];
     uint32_t inflight_max, checkpoint_slots, stall_ms;
-    bool calm; /* no more changes */
+    bool calm;  /* no more changes */
+    bool quiet; /* no clients */
     struct membership founding;
     uint64_t values;     /* handed to anybody so far */
     paxos_slot *slot_of; /* by value */
@@ -480,6 +481,7 @@ static void load(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {
         if (world_chance(w, 300000)) join(w, i);
         if (!w->nodes[i].up || s->processes[i].p == NULL || paxos_role(s->processes[i].p) != PAXOS_LEADING) continue;
+        if (s->quiet) continue;
         if (w->swarm.members) administrate(w, i);
         world_client_input(w, i, world_chance(w, 100000) ? world_between(w, 2, 40) : 1);
     }
@@ -530,7 +532,31 @@ static void hand_over(struct world *w) {
     if (!w->failed && (now == from || now < 0))
         world_fail(w, "P13: a planned hand-over took more than %d ms", HAND_OVER_MS_MAX);
 }
+/* Nobody has work, and yet a change takes effect. */
+static void change_when_idle(struct world *w) {
+    struct state *s = state_of(w);
+    const struct membership *m = check_newest(w);
+    const paxos_slot before = m->slot;
+    const int l = leader(w);
+    uint16_t seat = 0;
+    while (seat < w->node_count && ((m->voters | m->learners) >> seat & 1)) seat++;
+    if (l < 0 || before == 0 || seat == w->node_count) return;
+    const uint64_t begin_us = w->now_us;
+    const struct change c = {.kind = CHANGE_ADD, .seat = seat, .store_id = w->nodes[seat].disk.store_id};
+    if (!propose_change(w, (uint16_t)l, c)) return;
+    s->quiet = true;
+    world_client_input(w, (uint16_t)l, 0);
+    bool done = false;
+    while (!w->failed && !done && w->now_us < begin_us + CHANGE_MS_MAX * 1000) {
+        world_run_until(w, w->now_us + 10000);
+        m = check_newest(w);
+        done = m->slot > before && check_prefix(w) + 1 >= m->slot + w->config_delay;
+    }
+    if (!w->failed && !done) world_fail(w, "P10: a change did not take effect within %d ms", CHANGE_MS_MAX);
+    s->quiet = false;
+}
 static void stretch(struct world *w) {
+    change_when_idle(w);
     for (int i = 0; i < 3 && !w->failed; i++) {
         hand_over(w);
         if (!w->failed) world_run_until(w, w->now_us + world_between(w, 1, 1000) * 1000);
