@@ -361,7 +361,7 @@ static int leader(struct world *w) {
     return found;
 }
 /* Somebody wants another leader. */
-static void hand_over(struct world *w) {
+static void give_away(struct world *w) {
     const uint16_t node = (uint16_t)world_below(w, w->node_count);
     const struct sim_node *n = &w->nodes[node];
     if (!n->up || w->now_us < n->paused_until_us) return;
@@ -373,7 +373,7 @@ static void hand_over(struct world *w) {
 static void load(struct world *w) {
     const int led = leader(w);
     check_late_look(state_of(w)->clients->lates, w, led >= 0 ? replica_keyspace(replica_at(w, (uint16_t)led)) : NULL);
-    if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) hand_over(w);
+    if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) give_away(w);
     clients_load(state_of(w)->clients, w);
 }
 static void heal(struct world *w) {
