@@ -14,7 +14,7 @@ struct hold_facts {
     uint64_t token_max;
     struct { /* who asks for what, and the highest token told when it first did */
         uint64_t lease, told_max;
-        uint32_t key;
+        uint32_t key, open; /* open: questions whose answer is not known; any of them may be granted yet */
     } wishes[WISHES_MAX];
     uint32_t wish_count; /* in a ring: the oldest is forgotten */
 };
@@ -33,23 +33,29 @@ void check_hold_free(struct hold_facts *f) {
 bool session_alive(const struct world *w, const struct session *se) {
     return se->lease != 0 && w->now_us < se->until_us && !w->wild;
 }
-static uint64_t *wish(struct hold_facts *f, uint64_t lease, uint32_t key) {
-    for (uint32_t i = 0; i < WISHES_MAX; i++) {
-        if (f->wishes[i].lease == lease && f->wishes[i].key == key) return &f->wishes[i].told_max;
-    }
-    return NULL;
+static uint32_t wish(const struct hold_facts *f, uint64_t lease, uint32_t key) {
+    uint32_t i = 0;
+    while (i < WISHES_MAX && (f->wishes[i].lease != lease || f->wishes[i].key != key)) i++;
+    return i;
 }
 void check_hold_asked(struct hold_facts *f, const struct session *se) {
-    if (wish(f, se->lease, se->key) != NULL) return;
-    const uint32_t at = f->wish_count++ % WISHES_MAX;
-    f->wishes[at].lease = se->lease;
-    f->wishes[at].key = se->key;
-    f->wishes[at].told_max = f->token_max;
+    uint32_t at = wish(f, se->lease, se->key);
+    if (at == WISHES_MAX) {
+        at = f->wish_count++ % WISHES_MAX;
+        f->wishes[at].lease = se->lease;
+        f->wishes[at].key = se->key;
+        f->wishes[at].told_max = f->token_max;
+        f->wishes[at].open = 0;
+    }
+    f->wishes[at].open++;
+}
+void check_hold_answered(struct hold_facts *f, uint64_t lease, uint32_t key) {
+    const uint32_t at = wish(f, lease, key);
+    if (at < WISHES_MAX && f->wishes[at].open > 0) f->wishes[at].open--;
 }
 void check_hold_released(struct hold_facts *f, uint64_t lease, uint32_t key) {
-    for (uint32_t i = 0; i < WISHES_MAX; i++) {
-        if (f->wishes[i].lease == lease && f->wishes[i].key == key) f->wishes[i].lease = 0;
-    }
+    const uint32_t at = wish(f, lease, key);
+    if (at < WISHES_MAX && f->wishes[at].open == 0) f->wishes[at].lease = 0;
 }
 void check_lease_gone(struct world *w, const struct session *se, uint64_t lease, const char *by) {
     if (lease != 0 && lease == se->lease && session_alive(w, se))
@@ -66,9 +72,9 @@ void check_hold_granted(struct hold_facts *f, struct world *w, const struct clie
             world_fail(w, "F: token %llu was given for two locks or to two leases", u(token));
     }
     if (!known) {
-        const uint64_t *told_max = wish(f, lease, se->key);
-        if (told_max != NULL && token <= *told_max)
-            world_fail(w, "F: token %llu is given after %llu was told", u(token), u(*told_max));
+        const uint32_t at = wish(f, lease, se->key);
+        if (at < WISHES_MAX && token <= f->wishes[at].told_max)
+            world_fail(w, "F: token %llu is given after %llu was told", u(token), u(f->wishes[at].told_max));
         if (f->count < GRANTS_MAX) {
             f->grants[f->count].token = token;
             f->grants[f->count].key = se->key;

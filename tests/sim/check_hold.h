@@ -13,7 +13,9 @@ void check_hold_free(struct hold_facts *f);
 bool session_alive(const struct world *w, const struct session *se);
 /* A session asks for the lock `se->key`: what it gets is above every token told before it first asked. */
 void check_hold_asked(struct hold_facts *f, const struct session *se);
-/* It has given it back: the next time it asks is a first time. */
+/* A question was answered, or is known not to have run: it is not granted any more. */
+void check_hold_answered(struct hold_facts *f, uint64_t lease, uint32_t key);
+/* It has given it back: if no question is open, the next time it asks is a first time. */
 void check_hold_released(struct hold_facts *f, uint64_t lease, uint32_t key);
 /* A session was told this token for its lock. */
 void check_hold_granted(struct hold_facts *f, struct world *w, const struct clients *cs, const struct session *se,

@@ -103,6 +103,7 @@ static void prefix_on(struct world *w) {
         if (change.kind == CHANGE_NONE || !members_change(&m, c->prefix, w->config_delay, &change)) continue;
         must(c->config_count < CONFIGS_MAX);
         c->configs[c->config_count++] = m.next;
+        if (w->calm) world_recall(w);
         world_trace(w, "slot %llu: voters %x learners %x", u(c->prefix), m.next.voters, m.next.learners);
     }
 }
@@ -333,7 +334,7 @@ static void check_leads(struct world *w, uint16_t node, const struct paxos_msg *
     c->led = c->led || leading;
     for (uint32_t i = 0; i < m->entry_count; i++) {
         struct votes v = c->promised;
-        for (uint16_t j = 0; leading && j < SIM_NODES_MAX; j++) {
+        for (uint16_t j = 0; c->led && j < SIM_NODES_MAX; j++) {
             if (c->followed.store_ids[j] != 0) v.store_ids[j] = c->followed.store_ids[j];
         }
         if (w->checker->prefix + w->config_delay < m->entries[i].slot)

@@ -44,8 +44,11 @@ static void told_lease(struct clients *cs, struct world *w, struct client *c, co
 static void told_grant(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
     struct session *se = main_of(cs, c);
-    if (!client_hears(cs, w, c, a, r)) return;
+    const bool known = client_hears(cs, w, c, a, r);
     const struct lin_op *op = story_op(cs->story, a->op - 1);
+    if (known || op->outcome == LIN_REFUSED)
+        check_hold_answered(cs->holds, op->lease, story_key_of(cs->story, a->op - 1));
+    if (!known) return;
     if (op->no_lease) {
         gone(w, se, op->lease, "LOCK.ACQUIRE");
         return;
@@ -71,7 +74,9 @@ static void told_release(struct clients *cs, struct world *w, struct client *c, 
 }
 static void told_stray(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
-    (void)client_hears(cs, w, c, a, r);
+    const bool known = client_hears(cs, w, c, a, r);
+    const struct lin_op *op = story_op(cs->story, a->op - 1);
+    if ((known || op->outcome == LIN_REFUSED) && op->version == 0) main_of(cs, c)->releasing = false;
 }
 static void told_check(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
                        const struct reply *r) {
@@ -118,11 +123,12 @@ static void release(struct clients *cs, struct world *w, struct client *c, struc
                 story_name(cs->story, se->key), u(se->lease), u(se->token));
 }
 /* A release of what it does not hold, or by a token of another time: it frees nothing, but may leave a queue. */
-static void stray_release(struct clients *cs, struct world *w, struct client *c, const struct session *se) {
+static void stray_release(struct clients *cs, struct world *w, struct client *c, struct session *se) {
     const uint32_t key = se->holds ? se->key : story_key(cs->story, w, STORY_LOCKS);
     struct lin_op op = {.kind = LIN_RELEASE, .lease = se->lease};
     if (se->holds) op.version = world_chance(w, 500000) ? se->token - 1 : se->token_before;
     if (se->holds && op.version == 0) return;
+    if (op.version == 0) se->releasing = true; /* without a token it may free what it is given meanwhile */
     if (op.version != 0)
         client_asks(cs, w, c, told_stray, key, op, 0, "LOCK.RELEASE %s LEASE %llu TOKEN %llu",
                     story_name(cs->story, key), u(op.lease), u(op.version));

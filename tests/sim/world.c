@@ -820,7 +820,7 @@ void world_heal(struct world *w) {
         if (some && may_spare(w, i) && world_chance(w, 700000)) {
             world_trace(w, "n%u stays away", i);
             world_crash(w, i);
-            w->nodes[i].gone = true;
+            w->nodes[i].gone = w->nodes[i].away = true;
         }
         w->nodes[i].disk.slow_factor = 1;
         w->nodes[i].disk.fails = false;
@@ -830,6 +830,14 @@ void world_heal(struct world *w) {
         world_restart(w, i);
         w->nodes[i].turn_due = false; /* one that was to wait for the end of a stop */
         turn_soon(w, i);
+    }
+}
+
+void world_recall(struct world *w) {
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (!w->nodes[i].away) continue;
+        w->nodes[i].gone = w->nodes[i].away = false;
+        schedule(w, w->now_us + 1000, EVENT_RESTART, i, NULL);
     }
 }
 

@@ -89,6 +89,7 @@ struct held { /* waits for a batch */
 };
 struct sim_node {
     bool up;
+    bool away;            /* stays away after the faults, though nothing is wrong with it */
     bool wiped;           /* lost its disk after the cluster had formed, and was not taken in again */
     bool gone;            /* never comes back: its disk is damaged, or it is not of the majority that is healed */
     uint32_t crash_after; /* it dies inside its turn, when it has saved and sent so often; 0: it does not */
@@ -224,3 +225,5 @@ void world_restart(struct world *w, uint16_t node);
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
 /* Everything up, connected and quick. */
 void world_heal(struct world *w);
+/* Who stayed away comes back: a change of members that was under way has made another majority necessary. */
+void world_recall(struct world *w);
