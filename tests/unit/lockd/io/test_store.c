@@ -405,10 +405,11 @@ START_TEST(the_file_does_not_grow) {
         }
     }
     ck_assert_int_eq(stat(data_path, &st), 0);
-    ck_assert_msg(st.st_size <= early + early / 8, "%lld bytes, and %lld early on", (long long)st.st_size,
-                  (long long)early);
+    /* How much is free at a time hangs on how many transactions share a commit, so the size varies by some pages; one
+     * page lost in each of the 2,700 generations since would make it fifty times as large. */
+    ck_assert_msg(st.st_size <= 2 * early, "%lld bytes, and %lld early on", (long long)st.st_size, (long long)early);
     wait_cut((GENERATIONS - 1) * SLOTS - 3);
-    ck_assert_uint_gt(store_room_bytes(s), room - 128 * 1024); /* what was given back counts */
+    ck_assert_uint_gt(store_room_bytes(s), room - 256 * 1024); /* what was given back counts */
     ck_assert_uint_le(store_room_bytes(s), room);
 }
 END_TEST
