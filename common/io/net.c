@@ -1,23 +1,15 @@
 #include "common/io/net.h"
+#include "common/io/say.h"
 #include "common/slice.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
-
-static int __attribute__((format(printf, 3, 4))) say(char *error, size_t bytes, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(error, bytes, format, args);
-    va_end(args);
-    return -1;
-}
 
 static void set_numeric(struct net_address *a) {
     memset(&a->sockaddr, 0, sizeof a->sockaddr);

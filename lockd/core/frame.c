@@ -39,29 +39,6 @@ static bool get_ballot(struct wire *w, struct ballot *ret_ballot) {
     return ballot_seat(*ret_ballot) < PAXOS_NODES_MAX;
 }
 
-static void put_members(struct buf *b, const struct membership *m) {
-    wire_put_u64(b, m->slot);
-    wire_put_u16(b, m->voters);
-    wire_put_u16(b, m->learners);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        wire_put_u16(b, m->generation[i]);
-        wire_put_u64(b, m->store_ids[i]);
-    }
-}
-
-static bool get_members(struct wire *w, struct membership *m) {
-    m->slot = wire_u64(w);
-    m->voters = wire_u16(w);
-    m->learners = wire_u16(w);
-    if ((m->voters | m->learners) >> PAXOS_NODES_MAX != 0) return false;
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        m->generation[i] = wire_u16(w);
-        m->store_ids[i] = wire_u64(w);
-        if (m->generation[i] > MEMBER_GENERATION_MAX) return false;
-    }
-    return true;
-}
-
 /* ---- kinds ---- */
 
 static void put_hello(struct buf *b, const struct hello *m) {
@@ -87,7 +64,7 @@ static void put_identity(struct buf *b, const struct identity_msg *m) {
     wire_put_u64(b, m->asked_boot);
     put_bool(b, m->stray);
     wire_put_u64(b, m->record.cluster_id);
-    put_members(b, &m->record.members);
+    membership_write(&m->record.members, b);
 }
 
 static bool get_identity(struct wire *w, struct identity_msg *m) {
@@ -100,7 +77,7 @@ static bool get_identity(struct wire *w, struct identity_msg *m) {
     m->asked_boot = wire_u64(w);
     if (!get_bool(w, &m->stray)) return false;
     m->record.cluster_id = wire_u64(w);
-    return get_members(w, &m->record.members);
+    return membership_read(w, &m->record.members);
 }
 
 static void put_paxos(struct buf *b, const struct paxos_msg *m) {

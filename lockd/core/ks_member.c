@@ -204,40 +204,20 @@ void ks_cmd_x_promote(struct ks_call *call) {
 
 /* ---- hash, save, load ---- */
 
-static void put_membership(struct buf *b, const struct membership *m) {
-    wire_put_u64(b, m->slot);
-    wire_put_u16(b, m->voters);
-    wire_put_u16(b, m->learners);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        wire_put_u16(b, m->generation[i]);
-        wire_put_u64(b, m->store_ids[i]);
-    }
-}
-
 void ks_members_put(const struct keyspace *ks, struct buf *b) {
     const struct ks_members *m = &ks->members;
-    put_membership(b, &m->now);
+    membership_write(&m->now, b);
     wire_put_u8(b, m->has_next);
-    if (m->has_next) put_membership(b, &m->next);
+    if (m->has_next) membership_write(&m->next, b);
     for (int i = 0; i < PAXOS_NODES_MAX; i++) wire_put_bytes(b, slice_str(m->addresses[i]));
-}
-
-static void take_membership(struct wire *w, struct membership *m) {
-    m->slot = wire_u64(w);
-    m->voters = wire_u16(w);
-    m->learners = wire_u16(w);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        m->generation[i] = wire_u16(w);
-        m->store_ids[i] = wire_u64(w);
-    }
 }
 
 bool ks_members_take(struct keyspace *ks, struct slice bytes) {
     struct ks_members *m = &ks->members;
     struct wire w = wire_of(bytes);
-    take_membership(&w, &m->now);
+    if (!membership_read(&w, &m->now)) return false;
     m->has_next = wire_u8(&w) == 1;
-    if (m->has_next) take_membership(&w, &m->next);
+    if (m->has_next && !membership_read(&w, &m->next)) return false;
     for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
         const struct slice address = wire_bytes(&w);
         if (address.bytes > 0 && !ks_is_address(address)) return false;

@@ -35,3 +35,27 @@ uint16_t membership_seat_of(const struct membership *m, uint64_t store_id) {
     while (seat < PAXOS_NODES_MAX && (store_id == 0 || m->store_ids[seat] != store_id)) seat++;
     return seat;
 }
+
+void membership_write(const struct membership *m, struct buf *b) {
+    wire_put_u64(b, m->slot);
+    wire_put_u16(b, m->voters);
+    wire_put_u16(b, m->learners);
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        wire_put_u16(b, m->generation[i]);
+        wire_put_u64(b, m->store_ids[i]);
+    }
+}
+
+bool membership_read(struct wire *w, struct membership *ret_members) {
+    struct membership m = {.slot = wire_u64(w)};
+    m.voters = wire_u16(w);
+    m.learners = wire_u16(w);
+    bool good = (m.voters | m.learners) >> PAXOS_NODES_MAX == 0;
+    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
+        m.generation[i] = wire_u16(w);
+        m.store_ids[i] = wire_u64(w);
+        good = good && m.generation[i] <= MEMBER_GENERATION_MAX;
+    }
+    *ret_members = m;
+    return good;
+}

@@ -11,6 +11,8 @@
  *   M3  The generation of a seat never goes down from one membership of the log to the next; it goes up by one when the
  *       seat is taken. */
 #pragma once
+#include "common/must.h"
+#include "common/wire.h"
 #include "lockd/core/paxos_msg.h"
 
 enum {
@@ -50,3 +52,11 @@ bool membership_equal(const struct membership *a, const struct membership *b);
 bool membership_makes_sense(const struct membership *m);
 /* The seat of that store, or PAXOS_NODES_MAX. */
 uint16_t membership_seat_of(const struct membership *m, uint64_t store_id);
+
+/* How it travels and how it is stored (wire.h): u64 slot, u16 voters, u16 learners, then per seat u16 generation, u64
+ * store id. */
+enum { MEMBERSHIP_BYTES = 8 + 2 + 2 + PAXOS_NODES_MAX * (2 + 8) };
+void membership_write(const struct membership *m, struct buf *b);
+/* False: a mask or a generation is beyond its limits; whether the whole makes sense is another question, for the one of
+ * a store that belongs to no cluster is all zero.  Too few bytes are told by the wire, as ever. */
+NODISCARD bool membership_read(struct wire *w, struct membership *ret_members);

@@ -3,7 +3,9 @@
  * The child may use memory and the disk and nothing else of this process: no loop, no LMDB, no lock that another thread
  * may have held when it was forked (malloc's are made good by the C library). */
 #include "lockd/io/checkpoint.h"
+#include "common/io/file.h"
 #include "common/io/heap.h"
+#include "common/io/say.h"
 #include "common/wire.h"
 #include <event2/event_struct.h>
 #include <errno.h>
@@ -11,7 +13,6 @@
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -56,14 +57,6 @@ struct checkpoint {
 };
 
 /* ---- texts and names ---- */
-
-static int __attribute__((format(printf, 3, 4))) say(char *error, size_t bytes, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(error, bytes, format, args);
-    va_end(args);
-    return -1;
-}
 
 static int say_damaged(const struct checkpoint *c, char *error, size_t bytes, const char *what) {
     return say(error, bytes,
@@ -342,11 +335,6 @@ static int write_file(struct writer *w, checkpoint_save *save, const void *state
     return w->error;
 }
 
-static int sync_directory(const char *path) {
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 || fsync(fd) != 0 ? errno : 0;
-}
-
 /* C4, and then C2. */
 static void leave_parent(const struct checkpoint *c, pid_t parent) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -387,7 +375,7 @@ static _Noreturn void write_checkpoint(const struct checkpoint *c, paxos_slot sl
         _exit(w.error);
     }
     if (rename(tmp, path_of(c, "checkpoint", path)) != 0) _exit(errno);
-    _exit(sync_directory(c->directory));
+    _exit(file_sync_directory(c->directory) == 0 ? 0 : errno);
 }
 
 /* ---- beginning and end ---- */

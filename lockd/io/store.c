@@ -9,14 +9,15 @@
  * every read runs under a guard that turns SIGSEGV, SIGBUS and LMDB's own assertion into the answer "damaged". */
 #include "lockd/io/store.h"
 #include "common/io/clock.h"
+#include "common/io/file.h"
 #include "common/io/heap.h"
+#include "common/io/say.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <lmdb.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
@@ -30,8 +31,7 @@ enum {
     STORE_FORMAT = 0x33464c48, /* "HLF3" in the file; another layout gets another number */
     SUM_BYTES = 8,
     ENTRY_HEAD_BYTES = SUM_BYTES + 8 + 2, /* checksum, ballot */
-    MEMBERS_BYTES = 8 + 2 + 2 + (2 + 8) * PAXOS_NODES_MAX,
-    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + MEMBERS_BYTES,
+    STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + MEMBERSHIP_BYTES,
     QUEUE_KEEP_BYTES = 8 * 1024 * 1024, /* a buffer that grew beyond this is given back once empty */
     /* What one commit deletes below the cut: this, or twice what it adds, so that the cut always gains on the log. */
     CUT_ENTRIES = 512,
@@ -148,14 +148,6 @@ static int guarded(int (*fn)(struct store *s, void *argument), struct store *s, 
 
 /* ---- texts ---- */
 
-static int __attribute__((format(printf, 3, 4))) say(char *error, size_t bytes, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(error, bytes, format, args);
-    va_end(args);
-    return -1;
-}
-
 static int say_damaged(const struct store *s, char *error, size_t bytes, const char *what) {
     return say(error, bytes,
                "the log in %s/log is damaged: %s. This node must not vote with it. If the other nodes are a healthy "
@@ -234,25 +226,6 @@ static MDB_val state_key(void) {
     return (MDB_val){.mv_size = sizeof name - 1, .mv_data = name};
 }
 
-static void members_write(const struct membership *m, struct buf *b) {
-    wire_put_u64(b, m->slot);
-    wire_put_u16(b, m->voters);
-    wire_put_u16(b, m->learners);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        wire_put_u16(b, m->generation[i]);
-        wire_put_u64(b, m->store_ids[i]);
-    }
-}
-static void members_read(struct wire *w, struct membership *m) {
-    m->slot = wire_u64(w);
-    m->voters = wire_u16(w);
-    m->learners = wire_u16(w);
-    for (int i = 0; i < PAXOS_NODES_MAX; i++) {
-        m->generation[i] = wire_u16(w);
-        m->store_ids[i] = wire_u64(w);
-    }
-}
-
 static void state_write(const struct state *state, struct buf *b) {
     wire_put_u64(b, 0); /* the checksum, below */
     wire_put_u32(b, STORE_FORMAT);
@@ -267,7 +240,7 @@ static void state_write(const struct state *state, struct buf *b) {
     wire_put_u64(b, state->entry_count);
     wire_put_u64(b, state->entry_sum);
     wire_put_u64(b, state->record.cluster_id);
-    members_write(&state->record.members, b);
+    membership_write(&state->record.members, b);
     const uint64_t sum = XXH3_64bits(b->data + SUM_BYTES, b->bytes - SUM_BYTES);
     for (int i = 0; i < SUM_BYTES; i++) b->data[i] = (char)(sum >> (8 * i));
 }
@@ -290,9 +263,9 @@ static enum state_status state_read(struct slice value, struct state *ret_state)
     ret_state->entry_count = wire_u64(&w);
     ret_state->entry_sum = wire_u64(&w);
     ret_state->record.cluster_id = wire_u64(&w);
-    members_read(&w, &ret_state->record.members);
+    const bool limits = membership_read(&w, &ret_state->record.members);
     const bool sound = ret_state->record.cluster_id == 0 || membership_makes_sense(&ret_state->record.members);
-    return wire_done(&w) && sound && ret_state->cut <= ret_state->chosen ? STATE_OK : STATE_DAMAGED;
+    return wire_done(&w) && limits && sound && ret_state->cut <= ret_state->chosen ? STATE_OK : STATE_DAMAGED;
 }
 
 /* Put the state under the id of this transaction; an LMDB code. */
@@ -306,16 +279,6 @@ static int state_put(struct store *s, MDB_txn *txn, struct state *state) {
 }
 
 /* ---- opening ---- */
-
-static int sync_directory(const char *path) {
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return -1;
-    const int result = fsync(fd);
-    const int saved = errno;
-    close(fd);
-    errno = saved;
-    return result;
-}
 
 /* Make the directory and take its lock. */
 static int take_directory(struct store *s, char *error, size_t bytes) {
@@ -550,7 +513,7 @@ static int open_all(struct store *s, char *error, size_t bytes) {
     s->failed = false;
     char parent[4096];
     snprintf(parent, sizeof parent, "%s/..", s->directory);
-    if (sync_directory(o.path) != 0 || sync_directory(s->directory) != 0 || sync_directory(parent) != 0)
+    if (file_sync_directory(o.path) != 0 || file_sync_directory(s->directory) != 0 || file_sync_directory(parent) != 0)
         return say(error, bytes, "cannot sync the data directory %s: %s", s->directory, strerror(errno));
     s->state = s->opened;
     s->found = s->opened.chosen;
