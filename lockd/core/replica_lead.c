@@ -506,40 +506,44 @@ static void propose(struct replica *r, uint64_t now_ms) {
     }
 }
 
+/* The words of an internal command: its name, and numbers as text. */
+struct numbers {
+    uint32_t count;
+    struct slice argv[1 + 2 * KEEPER_DUE_MAX];
+    char texts[2 * KEEPER_DUE_MAX][24];
+};
+static void add_number(struct numbers *n, uint64_t value) {
+    const uint32_t at = n->count++;
+    must(at < 2 * KEEPER_DUE_MAX);
+    n->argv[1 + at] = slice_str(number_text(n->texts[at], value));
+}
+/* Nothing to say: nothing is queued.  Empty afterwards. */
+static void queue_numbers(struct replica *r, const char *name, struct numbers *n) {
+    n->argv[0] = slice_str(name);
+    if (n->count > 0) lead_queue_internal(r, 1 + n->count, n->argv);
+    n->count = 0;
+}
+
 static void keeper_turn(struct replica *r, uint64_t now_ms) {
     if (keeper_wake_at(r->keeper) > now_ms) return;
     struct keeper_due due;
     keeper_due(r->keeper, now_ms, &due);
-    struct slice argv[1 + 2 * KEEPER_DUE_MAX];
-    char numbers[2 * KEEPER_DUE_MAX][24];
-    if (due.expired_count > 0) {
-        argv[0] = slice_str("%EXPIRE");
-        for (uint32_t i = 0; i < due.expired_count; i++)
-            argv[1 + i] = slice_str(number_text(numbers[i], due.expired[i]));
-        lead_queue_internal(r, 1 + due.expired_count, argv);
+    struct numbers n; /* 40 KiB: only its count needs a value */
+    n.count = 0;
+    for (uint32_t i = 0; i < due.expired_count; i++) add_number(&n, due.expired[i]);
+    queue_numbers(r, "%EXPIRE", &n);
+    for (uint32_t i = 0; i < due.remaining_count; i++) {
+        add_number(&n, due.remaining[i].lease);
+        add_number(&n, due.remaining[i].ms);
     }
-    if (due.remaining_count > 0) {
-        argv[0] = slice_str("%REMAINING");
-        for (uint32_t i = 0; i < due.remaining_count; i++) {
-            argv[1 + 2 * i] = slice_str(number_text(numbers[2 * i], due.remaining[i].lease));
-            argv[2 + 2 * i] = slice_str(number_text(numbers[2 * i + 1], due.remaining[i].ms));
-        }
-        lead_queue_internal(r, 1 + 2 * due.remaining_count, argv);
+    queue_numbers(r, "%REMAINING", &n);
+    for (uint32_t i = 0; i < due.renewed_count; i++) add_number(&n, due.renewed[i]);
+    queue_numbers(r, "%RENEWED", &n); /* after what it clears */
+    for (uint32_t i = 0; i < due.passed_count; i++) {
+        add_number(&n, due.passed[i].asked);
+        add_number(&n, due.passed[i].lease);
     }
-    if (due.renewed_count > 0) { /* after what it clears */
-        argv[0] = slice_str("%RENEWED");
-        for (uint32_t i = 0; i < due.renewed_count; i++)
-            argv[1 + i] = slice_str(number_text(numbers[i], due.renewed[i]));
-        lead_queue_internal(r, 1 + due.renewed_count, argv);
-    }
-    if (due.passed_count > 0) {
-        argv[0] = slice_str("%ROUTE_PASSED");
-        for (uint32_t i = 0; i < due.passed_count; i++) {
-            argv[1 + 2 * i] = slice_str(number_text(numbers[2 * i], due.passed[i].asked));
-            argv[2 + 2 * i] = slice_str(number_text(numbers[2 * i + 1], due.passed[i].lease));
-        }
-        lead_queue_internal(r, 1 + 2 * due.passed_count, argv);
-    }
+    queue_numbers(r, "%ROUTE_PASSED", &n);
     for (uint32_t i = 0; i < due.next_count; i++) ask_next_due(r, now_ms, due.next[i]);
 }
 
