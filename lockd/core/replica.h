@@ -82,7 +82,8 @@ struct replica_sink {
     /* The log up to `slot` is not needed any more. */
     void (*cut)(void *context, paxos_slot slot);
     /* Read so many bytes (fewer only at the end) of the newest checkpoint, if it is that of `slot`, and send them
-     * (replica_snapshot_frame).  What cannot be read is asked for again. */
+     * (replica_snapshot_frame).  What cannot be read is asked for again; when it is damaged, replica_checkpoint_damaged
+     * may be called at once. */
     void (*snapshot_read)(void *context, uint16_t peer, paxos_slot slot, uint64_t offset, uint32_t bytes);
     /* Make these bytes our newest checkpoint; they live until replica_installed says that it is durable. */
     void (*install)(void *context, paxos_slot slot, struct slice bytes);
@@ -124,6 +125,9 @@ bool replica_admits(const struct replica *r, uint16_t peer, uint64_t peer_boot);
 void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch);
 /* The checkpoint of that slot is durable and has so many bytes; 0: it could not be written. */
 void replica_checkpointed(struct replica *r, uint64_t now_ms, paxos_slot slot, uint64_t bytes);
+/* The checkpoint of that slot does not hold any more what was written: the state takes its place, though nothing may
+ * have changed, and at most once in 10 s, for the next disk block may be as bad. */
+void replica_checkpoint_damaged(struct replica *r, paxos_slot slot);
 /* What sink.install was given is durable. */
 void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot);
 /* What is left on the disk, now and then. */

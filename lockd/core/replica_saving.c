@@ -96,13 +96,13 @@ static void begin_checkpoint(struct replica *r, uint64_t now_ms) {
     struct saving *s = &r->saving;
     const paxos_slot slot = keyspace_slot(r->ks);
     if (r->sink.checkpoint == NULL || s->running != 0 || s->loaded != NULL || now_ms < s->retry_ms) return;
-    if (slot == s->slot) { /* nothing has changed: the newest one is what they want */
+    if (slot == s->slot && !s->damaged) { /* nothing has changed: the newest one is what they want */
         if (s->ask_count > 0) answer_asks(r, s->ask_count, NULL);
         return;
     }
     const uint64_t enough = r->config.checkpoint_bytes > s->bytes ? r->config.checkpoint_bytes : s->bytes;
     const bool due = r->config.checkpoint_bytes > 0 && s->log_bytes >= enough;
-    if (s->ask_count == 0 && (!due || snapshot_holds(s->snapshot, now_ms))) return;
+    if (s->ask_count == 0 && !s->damaged && (!due || snapshot_holds(s->snapshot, now_ms))) return;
     s->running = slot;
     if (BUG(80)) s->cut_wanted = slot;
     s->running_log_bytes = s->log_bytes;
@@ -123,13 +123,21 @@ void replica_checkpointed(struct replica *r, uint64_t now_ms, paxos_slot slot, u
     }
     s->made++;
     s->log_bytes -= s->running_log_bytes;
-    s->cut_wanted = BUG(83) ? slot + 8 : s->slot;
+    if (s->damaged)
+        s->retry_ms = now_ms + RETRY_MS;
+    else
+        s->cut_wanted = BUG(83) ? slot + 8 : s->slot;
+    s->damaged = false;
     s->slot = slot;
     s->bytes = bytes;
     snapshot_have(s->snapshot, slot, bytes);
     replica_note(r, 'i', "replica checkpoint slot=%llu bytes=%llu ms=%llu", (unsigned long long)slot,
                  (unsigned long long)bytes, (unsigned long long)(now_ms - s->begun_ms));
     answer_asks(r, s->running_asks, NULL);
+}
+
+void replica_checkpoint_damaged(struct replica *r, paxos_slot slot) {
+    if (slot == r->saving.slot && r->sink.checkpoint != NULL) r->saving.damaged = true;
 }
 
 static void cut(struct replica *r, paxos_slot slot) {
@@ -242,6 +250,7 @@ void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot) {
     struct keyspace *ks = s->loaded;
     s->loaded = NULL;
     s->installed++;
+    s->damaged = false;
     s->slot = slot;
     s->bytes = s->loaded_bytes;
     s->running = 0;

@@ -81,6 +81,7 @@ enum { SAVING_ASKS_MAX = 64 };
 struct saving {
     struct snapshot *snapshot;
     paxos_slot slot; /* of our newest durable checkpoint; 0: none */
+    bool damaged;    /* it cannot be read */
     uint64_t bytes;
     uint64_t log_bytes; /* applied since that state, about */
     paxos_slot running; /* being written; 0: nothing is */

@@ -10,12 +10,13 @@
  *
  * What always holds:
  *   S1  What is pulled takes no more memory than twice the bytes that arrived, and never more than bytes_max; what a
- * peer claims allocates nothing. S2  snapshot_whole's bytes are as many as were offered, of one slot, without gaps,
- * each block's checksum good; who loads them checks the rest (their hash). S3  At most SNAPSHOT_SERVED_MAX peers are
- * served at a time, all together no faster than bytes_per_second. S4  A transfer that goes on holds the checkpoint it
- * reads, but only for SNAPSHOT_HOLD_IDLE_MS after its last question and SNAPSHOT_HOLD_MS in all: nobody keeps the log
- * from being cut for ever. S5  A peer whose bytes were damaged or contradicted themselves is not pulled from for
- * SNAPSHOT_SHUN_MS. */
+ *       peer claims allocates nothing.
+ *   S2  snapshot_whole's bytes are as many as were offered, of one slot, without gaps, each block's checksum good; who
+ *       loads them checks the rest (their hash).
+ *   S3  At most SNAPSHOT_SERVED_MAX peers are served at a time, all together no faster than bytes_per_second.
+ *   S4  A transfer that goes on holds the checkpoint it reads, but only for SNAPSHOT_HOLD_IDLE_MS after its last
+ *       question and SNAPSHOT_HOLD_MS in all: nobody keeps the log from being cut for ever.
+ *   S5  A peer whose bytes were damaged or contradicted themselves is not pulled from for SNAPSHOT_SHUN_MS. */
 #pragma once
 #include "common/alloc.h"
 #include "common/buf.h"

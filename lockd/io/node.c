@@ -350,11 +350,13 @@ static void snapshot_read(void *context, uint16_t peer, paxos_slot slot, uint64_
         const size_t room = bytes - n->chunk.bytes;
         buf_append(&n->chunk, part.data, part.bytes < room ? part.bytes : room);
     }
-    if (rc != 0 && rc != -ERANGE && rc != -ESTALE && n->damaged != slot) {
+    if (rc != 0 && rc != -ERANGE && rc != -ESTALE) {
+        if (n->damaged != slot)
+            log_error("checkpoint damaged slot=%llu what=\"%s; it cannot be given to a peer: another one takes its "
+                      "place now, but look at the disk\"",
+                      (unsigned long long)slot, rc == -EBADMSG ? "its checksum does not hold" : strerror(-rc));
         n->damaged = slot;
-        log_error("checkpoint damaged slot=%llu what=\"%s; it cannot be given to a peer: write a new one with "
-                  "SNAPSHOT.SAVE, and look at the disk\"",
-                  (unsigned long long)slot, rc == -EBADMSG ? "its checksum does not hold" : strerror(-rc));
+        replica_checkpoint_damaged(n->replica, slot);
     }
     if ((rc != 0 && rc != -ERANGE) || n->chunk.bytes == 0 || n->peers == NULL) return;
     buf_clear(&n->frame);

@@ -80,6 +80,36 @@ def test_a_node_that_was_away_too_long_gets_a_snapshot(cluster):
     assert {key: three.call('GET', key) for key in before} == before
 
 
+def test_a_checkpoint_that_went_bad_under_a_running_node_is_written_again(cluster):
+    """D4.  All is still there in memory; a node that needs the bytes finds out first, and nobody else writes meanwhile."""
+    three = cluster(3, checkpoint_bytes=30000)
+    away = three.followers()[0]
+    away.kill9()
+    others = [node for node in three.nodes if node is not away]
+    with three.wait_leader().client(30) as client:
+        fill(client, 400, 'a')
+    for node in others:
+        caught_up(three, node)
+        with node.client(30) as client:
+            for _ in range(2):
+                assert client('SNAPSHOT.SAVE') == 'OK'
+                assert client('SET', 'between', node.number) == 'OK'
+        with open(os.path.join(node.data, 'checkpoint'), 'r+b') as file:
+            file.seek(9000)
+            byte = file.read(1)[0]
+            file.seek(9000)
+            file.write(bytes([byte ^ 1]))
+    away.start().wait_listening()
+    away.process.wait_line(r'snapshot installed')
+    caught_up(three, away)
+    mended = [node for node in others if node.process.matches(r'checkpoint damaged .*checksum')]
+    assert mended
+    for node in mended:
+        node.kill9()
+        node.start().wait_listening()
+        caught_up(three, node)
+
+
 def children(pid):
     with open(f'/proc/{pid}/task/{pid}/children') as file:
         return [int(word) for word in file.read().split()]

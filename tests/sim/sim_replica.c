@@ -143,6 +143,10 @@ static void sink_snapshot_read(void *context, uint16_t peer, paxos_slot slot, ui
         world_fail(pr->w, "n%u is asked for a checkpoint that it does not have", pr->node);
         return;
     }
+    if (world_chance(pr->w, 20000)) {
+        replica_checkpoint_damaged(pr->replica, slot);
+        return;
+    }
     uint64_t some = f->bytes - offset < bytes ? f->bytes - offset : bytes;
     if (world_chance(pr->w, 700000)) some = world_between(pr->w, some < 200 ? some : 200, some); /* many pieces */
     buf_clear(&pr->frame);

@@ -34,6 +34,7 @@ struct test_node {
     paxos_slot new_slot; /* 0: none */
     uint64_t new_durable_ms;
     bool new_is_install;
+    bool unreadable; /* the checkpoint, until it is written again */
     uint32_t checkpoints, installs;
 };
 static struct test_node nodes[NODES];
@@ -151,6 +152,10 @@ static void sink_snapshot_read(void *context, uint16_t peer, paxos_slot slot, ui
     struct test_node *n = context;
     ck_assert_uint_eq(slot, n->saved.checkpoint_slot);
     ck_assert_uint_le(offset + bytes, n->file.bytes);
+    if (n->unreadable) {
+        replica_checkpoint_damaged(n->replica, slot);
+        return;
+    }
     buf_clear(&scratch);
     replica_snapshot_frame(n->replica, slot, offset, slice_of(n->file.data + offset, bytes), &scratch);
     sink_send(context, peer, buf_slice(&scratch));
@@ -167,6 +172,7 @@ static void file_done(struct test_node *n) {
     buf_clear(&n->file);
     n->file.alloc = heap_alloc();
     buf_append_slice(&n->file, buf_slice(&n->new_file));
+    n->unreadable = false;
     n->saved.checkpoint_slot = slot;
     n->saved.checkpoint_bytes = n->file.bytes;
     if (n->saved.paxos.chosen < slot) n->saved.paxos.chosen = slot;
@@ -936,6 +942,38 @@ START_TEST(a_damaged_snapshot_changes_nothing) {
 }
 END_TEST
 
+/* D4: on the disk it has gone bad, in memory all is there; nobody writes, so nothing else would make another one. */
+START_TEST(a_damaged_checkpoint_is_written_again) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    node_kill(other);
+    write_much(l, 200);
+    expect(l, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+    const uint32_t made = nodes[l].checkpoints;
+    const paxos_slot cut = nodes[l].saved.paxos.cut;
+    for (uint16_t i = 0; i < 3; i++) nodes[i].unreadable = true;
+    node_start(other);
+    run(5000);
+    ck_assert_uint_eq(nodes[other].installs, 1);
+    ck_assert_uint_eq(state_hash(other), state_hash(l));
+    ck_assert_uint_eq(nodes[l].checkpoints, made + 1);
+    ck_assert_uint_eq(nodes[l].saved.paxos.cut, cut); /* the damaged one was no generation */
+    node_kill(other);
+    node_kill((uint16_t)(3 - l - other));
+    node_start((uint16_t)(3 - l - other));
+    run(2000);
+    for (int i = 0; i < 3; i++) { /* the disk under it is bad: not in a loop */
+        nodes[l].unreadable = true;
+        replica_checkpoint_damaged(nodes[l].replica, nodes[l].saved.checkpoint_slot);
+        nodes[l].wake_ms = now_ms;
+        run(1000);
+    }
+    ck_assert_uint_eq(nodes[l].checkpoints, made + 1);
+    run(10000);
+    ck_assert_uint_eq(nodes[l].checkpoints, made + 2);
+}
+END_TEST
+
 START_TEST(a_checkpoint_is_made_when_asked_for) {
     start_all(3);
     const uint16_t l = (uint16_t)leader();
@@ -1280,6 +1318,7 @@ int main(void) {
     tcase_add_test(tc, a_node_behind_the_cut_gets_a_snapshot);
     tcase_add_test(tc, a_snapshot_and_the_clients_of_the_node_that_takes_it);
     tcase_add_test(tc, a_damaged_snapshot_changes_nothing);
+    tcase_add_test(tc, a_damaged_checkpoint_is_written_again);
     tcase_add_test(tc, a_checkpoint_is_made_when_asked_for);
     tcase_add_test(tc, a_full_disk_refuses_what_grows);
     tcase_add_test(tc, leadership_is_given_away_without_an_error);
