@@ -25,23 +25,25 @@
  *      the way, and of which no majority promised, sends us back to ask again under a higher ballot, D included.
  *      LEADING begins only once everything up to settle_top is applied (`known`), so no such D is overlooked.
  *   3. While LEADING under b a configuration D in slot s > settle_top is our own proposal.  None of the majority of
- * C(s) that promised b had accepted anything in s, so under a lower ballot s never gets chosen: no leader of a lower
- *      ballot ever applies s, and by 1 none ever proposes in a slot that D decides.  There is nothing to report for
- *      those slots, and following b (an acknowledgement) is as good as a promise.
+ *      C(s) that promised b had accepted anything in s, so under a lower ballot s never gets chosen: no leader of a
+ *      lower ballot ever applies s, and by 1 none ever proposes in a slot that D decides.  There is nothing to report
+ *      for those slots, and following b (an acknowledgement) is as good as a promise.
  *   4. So a candidate K that is behind, and knows C where D is long in effect, can collect a majority of C.  It
- * proposes only in slots that C decides; all of them are chosen already (D governs), a majority of C accepted them
- * before it promised K, so K's reports or K's settle_chosen hold their values, and settle_top or settle_chosen lies at
- * or above the last of them.  It can only propose those very values again.  Among them is D's entry: by 2 it goes no
- *      further without a majority of D, and so on through every later configuration.
+ *      proposes only in slots that C decides; all of them are chosen already (D governs), a majority of C accepted
+ *      them before it promised K, so K's reports or K's settle_chosen hold their values, and settle_top or
+ *      settle_chosen lies at or above the last of them.  It can only propose those very values again.  Among them is
+ *      D's entry: by 2 it goes no further without a majority of D, and so on through every later configuration.
  *   5. The leader lease: K is LEADING, and serves, only after a majority of the configuration in force promised it; the
  *      lease of the leader there was granted by a majority of the same one (update_confirmed asks for every
  *      configuration in force, configuration_governs drops what was granted without the new one), and P8 does the rest.
  *   6. A vote is a store's.  In a seat that was given to another store K, which does not know that, gets answers with
  *      another generation and counts none of them (is_member); between two stores a seat is free for at least a slots.
  *
- * What a removed member has accepted may be needed until a majority of the new configuration has it: an acceptor takes
- * a slot only up to 2 x inflight_max above its chosen, so once that many slots of the new configuration are chosen, a
- * majority of it has everything before; then the removed store may be thrown away.
+ * A removed store may be thrown away at once.  One member goes at a time, and what is left of a majority of the old
+ * configuration still meets every majority of the new one: until then it counts as one store lost.  Nothing is lost by
+ * several changes in a row either: an acceptor takes a slot only up to 2 x inflight_max above its chosen, so once that
+ * many slots of the new configuration are chosen (config_delay, before the next change can be in effect, is more), a
+ * majority of it has everything before.
  *
  * The log above `chosen` is a ring of cells.  Values are counted references: the same bytes wait in the log, in a
  * save, in messages and in an apply.  What a step causes collects in `out`; a take hands it over and keeps it until
