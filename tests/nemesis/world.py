@@ -488,9 +488,16 @@ class World:
 
     def _make(self):
         clean_up(self.number, self.folder, len(self.nodes), lambda: True)  # of one whose cleaner was killed too
-        sh('ip', 'link', 'add', self.bridge, 'type', 'bridge')
-        sh('ip', 'addr', 'add', f'10.231.{self.number}.254/24', 'dev', self.bridge)
-        sh('ip', 'link', 'set', self.bridge, 'up')
+        first = self.nodes[0].space
+        try:
+            sh('ip', 'link', 'add', self.bridge, 'type', 'bridge')
+            sh('ip', 'addr', 'add', f'10.231.{self.number}.254/24', 'dev', self.bridge)
+            sh('ip', 'link', 'set', self.bridge, 'up')
+            sh('ip', 'netns', 'add', first)
+            sh('ip', '-n', first, 'link', 'set', 'lo', 'up')  # fails in a chroot whose / is no mount point
+            sh('ip', 'netns', 'del', first)
+        except RuntimeError as error:
+            raise CannotRun(f'networks of our own cannot be made here: {error}') from None
         for node in self.nodes:
             try:
                 node.make()
