@@ -39,7 +39,8 @@ enum {
     /* Where LMDB 0.9 keeps the two things we read of a meta page: after the page head, magic, version, address and map
      * size come the two roots (48 bytes each, the last 8 are the page), the last page and the transaction id. */
     META_ROOT_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 40,
-    META_TXN_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 48 + 8
+    META_TXN_OFFSET = 16 + 4 + 4 + 8 + 8 + 48 + 48 + 8,
+    META_END = META_TXN_OFFSET + 8
 };
 
 #define NO_PAGE UINT64_MAX /* LMDB: the root of what is empty */
@@ -785,6 +786,30 @@ static int delete_some(struct store *s, MDB_txn *txn, struct state *state, uint3
 }
 
 /* One LMDB transaction for everything in `p`; an LMDB code. */
+/* A commit whose last write fails, that of the meta page, leaves an old transaction there with the root of the one that
+ * failed (env_write_meta of LMDB 0.9).  LMDB never looks at that page again; but check_metas, for which damage looks
+ * the same, would refuse a store in which nothing is wrong.  So what was there before is put back, if the disk lets
+ * us. */
+static int commit_whole(struct store *s, MDB_txn *txn) {
+    char before[META_END];
+    MDB_stat stat;
+    mdb_filehandle_t fd;
+    int rc = mdb_env_stat(s->env, &stat);
+    if (rc == 0) rc = mdb_env_get_fd(s->env, &fd);
+    if (rc != 0) {
+        mdb_txn_abort(txn);
+        return rc;
+    }
+    const off_t page = (off_t)(mdb_txn_id(txn) & 1) * (off_t)stat.ms_psize;
+    const bool known = pread(fd, before, sizeof before, page) == (ssize_t)sizeof before;
+    rc = mdb_txn_commit(txn);
+    if (rc != 0 && known) {
+        const ssize_t put = pwrite(fd, before, sizeof before, page);
+        (void)put; /* if it fails too, the next start says that the log is damaged, and so it is */
+    }
+    return rc;
+}
+
 static int commit(struct store *s, const struct pending *p, bool *ret_more) {
     MDB_txn *txn;
     struct state state = s->state;
@@ -821,7 +846,7 @@ static int commit(struct store *s, const struct pending *p, bool *ret_more) {
         mdb_txn_abort(txn);
         return rc;
     }
-    rc = mdb_txn_commit(txn);
+    rc = commit_whole(s, txn);
     if (rc == 0) {
         s->state = state;
         s->slot_last = slot_last;

@@ -104,6 +104,36 @@ def test_a_node_killed_at_any_call_loses_nothing(cluster, tmp_path):
     assert os.path.exists(os.path.join(node.data, 'checkpoint'))
 
 
+def test_a_call_that_fails_ends_the_node_and_loses_nothing(cluster, tmp_path):
+    """The N-th write or sync of the log fails, whichever it is; what is on the disk is whole and is believed again."""
+    one = cluster(1, start=False, checkpoint_bytes=0, **QUICK)
+    node, ledger = one.nodes[0], Ledger()
+    node.start().wait_listening()
+    one.wait_leader()
+    assert node.term() == 0
+    died = 0
+    for number in range(1, 40 if timing.LONG else 12):
+        for calls, error in (('pwrite64,pwritev', 'ENOSPC'), ('fdatasync', 'EIO')):
+            node.start(wrapper=['strace', '-D', '-f', '-qq', '-o', str(tmp_path / 'strace'), '-e', f'trace={calls}',
+                                '-e', f'inject={calls}:error={error}:when={number}'])
+            timing.wait_for('it to lead or to end', lambda: one.leader() or not node.process.running(), 30 * timing.SLOW)
+            try:
+                with node.client(30) as client:
+                    for _ in range(20):
+                        ledger.write(client, 3)
+            except (OSError, AssertionError, ReplyError):
+                assert gone(node)
+                died += 1
+            node.kill9()
+            node.start().wait_listening()
+            one.wait_leader()
+            with node.client(30) as client:
+                ledger.audit(client)
+                ledger.write(client, 1)
+            assert node.term() == 0
+    assert died >= 10, 'hardly a failure: has the list of calls become wrong?'
+
+
 @pytest.mark.parametrize('call', ['openat', 'write', 'pwrite64', 'fsync', 'rename', 'exit_group'])
 def test_the_process_that_writes_a_checkpoint_dies_at_any_call(cluster, tmp_path, call):
     """And so does the node, right after it."""
