@@ -154,7 +154,8 @@ struct ks_members {
     struct membership now;  /* governs keyspace_slot + 1; no voters: not known before %MEMBERS was applied */
     struct membership next; /* governs from next.slot + KS_CONFIG_DELAY on, if has_next; else all zero */
     bool has_next;
-    char addresses[PAXOS_NODES_MAX][KS_ADDRESS_BYTES]; /* HOST:PORT of the newest members' peer links, or empty */
+    char addresses[PAXOS_NODES_MAX][KS_ADDRESS_BYTES]; /* HOST:PORT of the peer links of whom now or
+                                                        * next names, or empty */
 };
 const struct ks_members *keyspace_members(const struct keyspace *ks);
 

@@ -12,9 +12,18 @@ static const struct membership *newest(const struct keyspace *ks) {
     return ks->members.has_next ? &ks->members.next : &ks->members.now;
 }
 
+static void set_address(struct keyspace *ks, uint16_t seat, struct slice address) {
+    memset(ks->members.addresses[seat], 0, KS_ADDRESS_BYTES);
+    if (address.bytes > 0) memcpy(ks->members.addresses[seat], address.data, address.bytes);
+}
+
+/* Who is on its way out is needed until it is out, and has to be found by who starts meanwhile: its address goes with
+ * it. */
 void ks_members_settle(struct keyspace *ks) {
     struct ks_members *m = &ks->members;
     if (!m->has_next || ks->slot + 1 < m->next.slot + KS_CONFIG_DELAY) return;
+    for (uint16_t seat = 0; seat < PAXOS_NODES_MAX; seat++)
+        if (m->now.store_ids[seat] != 0 && m->next.store_ids[seat] == 0) set_address(ks, seat, slice_of(NULL, 0));
     m->now = m->next;
     m->next = (struct membership){0};
     m->has_next = false;
@@ -22,11 +31,6 @@ void ks_members_settle(struct keyspace *ks) {
 
 static void tell(struct keyspace *ks) {
     ks_fact(ks, &(struct ks_fact){.kind = KS_MEMBERS});
-}
-
-static void set_address(struct keyspace *ks, uint16_t seat, struct slice address) {
-    memset(ks->members.addresses[seat], 0, KS_ADDRESS_BYTES);
-    if (address.bytes > 0) memcpy(ks->members.addresses[seat], address.data, address.bytes);
 }
 
 /* A copy of the newest to be changed, or NULL: refused, and the reply says why. */
@@ -155,7 +159,6 @@ void ks_cmd_node_remove(struct ks_call *call) {
         next->voters &= (uint16_t)~bit;
         next->learners &= (uint16_t)~bit;
         next->store_ids[seat] = 0;
-        set_address(call->ks, seat, slice_of(NULL, 0));
         change_end(call);
     }
 }

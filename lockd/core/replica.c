@@ -227,12 +227,12 @@ void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch) {
     }
     if (batch > r->durable) r->durable = batch;
     if (identity) {
-        if (identity_saved(&r->identity)) {
-            if (r->paxos == NULL)
-                paxos_begin(r, now_ms);
-            else
-                paxos_generation(r->paxos, now_ms, identity_generation(&r->identity));
-        }
+        const bool joined = identity_saved(&r->identity);
+        if (joined && r->paxos == NULL)
+            paxos_begin(r, now_ms);
+        else if (r->paxos != NULL && r->identity.state == IDENTITY_FORMED)
+            /* also for who was out and in again without having noticed */
+            paxos_generation(r->paxos, now_ms, identity_generation(&r->identity));
         r->question_ms = 0;
     }
     if (paxos_batch != 0) {

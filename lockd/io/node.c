@@ -381,7 +381,7 @@ static void set_members(void *context, const struct ks_members *m) {
     for (uint16_t seat = 0; seat < PAXOS_NODES_MAX; seat++) {
         struct net_address address;
         char error[NET_ERROR_BYTES];
-        const bool sits = ((newest->voters | newest->learners) >> seat & 1) != 0;
+        const bool sits = m->now.store_ids[seat] != 0 || newest->store_ids[seat] != 0; /* until it is out */
         const bool founder = newest->generation[seat] == 0 && seat < n->config->node_count;
         if (!sits || founder || seat + 1u == n->config->node || m->addresses[seat][0] == '\0') continue;
         if (net_parse(m->addresses[seat], false, &address, error, sizeof error) != 0)
