@@ -8,15 +8,16 @@
 struct attempt { /* one (slot, ballot): one value, and where it was accepted */
     struct ballot ballot;
     uint64_t value;
-    struct change change;
     uint16_t accepted;
+    char *kept; /* the value itself, if it may change the membership */
+    size_t kept_bytes;
 };
 struct slot_facts {
     struct attempt *attempts;
     uint32_t count, capacity;
     bool chosen;
     uint64_t value;
-    struct change change;
+    struct slice kept; /* see struct attempt */
 };
 struct heard {
     struct ballot ballot;
@@ -98,13 +99,13 @@ static const struct membership *newest(const struct world *w) {
 static void prefix_on(struct world *w) {
     struct checker *c = w->checker;
     while (facts(w, c->prefix + 1)->chosen) {
-        const struct change change = facts(w, ++c->prefix)->change;
-        struct members m = {.now = *newest(w)};
-        if (change.kind == CHANGE_NONE || !members_change(&m, c->prefix, w->config_delay, &change)) continue;
+        const struct slice value = facts(w, ++c->prefix)->kept;
+        struct membership m = *newest(w);
+        if (value.bytes == 0 || !w->object->change(w, c->prefix, value, &m)) continue;
         must(c->config_count < CONFIGS_MAX);
-        c->configs[c->config_count++] = m.next;
+        c->configs[c->config_count++] = m;
         if (w->calm) world_recall(w);
-        world_trace(w, "slot %llu: voters %x learners %x", u(c->prefix), m.next.voters, m.next.learners);
+        world_trace(w, "slot %llu: voters %x learners %x", u(c->prefix), m.voters, m.learners);
     }
 }
 static bool many_of(const struct membership *m, const struct votes *v) {
@@ -131,6 +132,24 @@ const struct membership *check_newest(const struct world *w) {
 }
 paxos_slot check_prefix(const struct world *w) {
     return w->checker->prefix;
+}
+bool check_sat(const struct world *w, paxos_slot since, uint16_t seat, uint64_t store_id) {
+    const struct checker *c = w->checker;
+    for (uint32_t i = c->config_count; i-- > 0;) {
+        if (c->configs[i].store_ids[seat] == store_id) return true;
+        if (c->configs[i].slot <= since) break;
+    }
+    return false;
+}
+void check_members(struct world *w, uint16_t node, paxos_slot slot, const struct members *m) {
+    const struct checker *c = w->checker;
+    const struct membership *want = &c->configs[c->config_count - 1];
+    if (slot > c->prefix) return; /* told by check_applied_is */
+    while (want->slot > slot) want--;
+    if (!membership_equal(members_newest(m), want))
+        world_fail(w, "P10: n%u at slot %llu has another newest membership than the log makes", node, u(slot));
+    else if (!membership_equal(&m->now, config_of(w, slot + 1)))
+        world_fail(w, "P10: n%u at slot %llu takes another membership for the one in force", node, u(slot));
 }
 bool check_member(const struct world *w, uint16_t node) {
     return newest(w)->store_ids[node] == w->nodes[node].disk.store_id;
@@ -169,7 +188,12 @@ static struct attempt *attempt_note(struct world *w, uint16_t node, const struct
     }
     a = &f->attempts[f->count++];
     *a = (struct attempt){.ballot = b, .value = value};
-    if (w->object->change != NULL) a->change = w->object->change(e->value);
+    if (w->object->change != NULL && e->value.bytes > 0 && w->object->matters(e->value)) {
+        a->kept = malloc(e->value.bytes);
+        must(a->kept != NULL);
+        memcpy(a->kept, e->value.data, e->value.bytes);
+        a->kept_bytes = e->value.bytes;
+    }
     return a;
 }
 static void attempt_accepted(struct world *w, uint16_t node, paxos_slot slot, struct attempt *a) {
@@ -188,7 +212,7 @@ static void attempt_accepted(struct world *w, uint16_t node, paxos_slot slot, st
                    u(a->ballot.round), a->ballot.node);
     f->chosen = true;
     f->value = a->value;
-    f->change = a->change;
+    f->kept = slice_of(a->kept, a->kept_bytes);
     prefix_on(w);
 }
 
@@ -203,7 +227,11 @@ void check_founded(struct world *w) {
     w->checker->config_count = 1;
 }
 void check_release(struct world *w) {
-    for (size_t i = 0; i < w->checker->slot_capacity; i++) free(w->checker->slots[i].attempts);
+    for (size_t i = 0; i < w->checker->slot_capacity; i++) {
+        struct slot_facts *f = &w->checker->slots[i];
+        for (uint32_t k = 0; k < f->count; k++) free(f->attempts[k].kept);
+        free(f->attempts);
+    }
     free(w->checker->slots);
     free(w->checker);
 }
@@ -487,6 +515,9 @@ paxos_slot check_acknowledged_max(const struct world *w) {
 }
 paxos_slot check_applied(const struct world *w, uint16_t node) {
     return w->checker->nodes[node].applied;
+}
+void check_told(struct world *w, uint16_t node, paxos_slot slot) {
+    w->checker->nodes[node].told = slot;
 }
 void check_applied_is(struct world *w, uint16_t node, paxos_slot slot) {
     struct node_facts *n = &w->checker->nodes[node];

@@ -35,10 +35,16 @@ void check_promises(struct world *w, uint16_t node, const struct paxos_output *o
 void check_applies(struct world *w, uint16_t node, const struct paxos_output *out);
 /* Where applies are not seen: the node says it has applied everything up to here. */
 void check_applied_is(struct world *w, uint16_t node, paxos_slot slot);
+/* ... and what it sends now was made knowing the log up to here. */
+void check_told(struct world *w, uint16_t node, paxos_slot slot);
+/* With everything up to `slot` applied this node takes that for the membership. */
+void check_members(struct world *w, uint16_t node, paxos_slot slot, const struct members *m);
 /* A snapshot took the place of the log up to `slot`. */
 void check_installed(struct world *w, uint16_t node, paxos_slot slot, const struct members *members);
 /* As the chosen log says: the newest membership; how far the log is chosen without a gap; does it name this node's
  * store; can the cluster work without this node; is it a voter that is there. */
+/* Did that store (0: nobody) sit there in the newest membership of `since` or of a later slot? */
+bool check_sat(const struct world *w, paxos_slot since, uint16_t seat, uint64_t store_id);
 const struct membership *check_newest(const struct world *w);
 paxos_slot check_prefix(const struct world *w);
 bool check_member(const struct world *w, uint16_t node);

@@ -40,7 +40,8 @@ static const uint32_t likes_usual[LIKE_END] = {3, 2, 1, 1, 2, 3, 4, 2, 4, 2, 1, 
 
 /* ------------------------------------------------------------------ life */
 
-struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const struct world *w, uint16_t node)) {
+struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const struct world *w, uint16_t node),
+                            struct ballot (*log_ballot)(const struct world *w), uint32_t forward_timeout_ms) {
     struct clients *cs = calloc(1, sizeof *cs);
     must(cs != NULL);
     cs->story = story_new();
@@ -48,6 +49,8 @@ struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const
     cs->routes = check_route_new();
     cs->lates = check_late_new();
     cs->replica_at = replica_at;
+    cs->log_ballot = log_ballot;
+    cs->forward_timeout_ms = forward_timeout_ms;
     static const uint32_t plain[] = {2, 4, 6, 8, 8}, sessions[] = {0, 2, 3, 4, 4}, proxies[] = {0, 0, 2, 3};
     cs->plain_count = plain[world_below(w, 5)];
     cs->session_count = sessions[world_below(w, 5)];
@@ -79,10 +82,11 @@ void clients_free(struct clients *cs) {
     check_late_free(cs->lates);
     free(cs);
 }
-static bool used(const struct clients *cs, uint32_t index) {
+static bool used(const struct clients *cs, const struct world *w, uint32_t index) {
     if (index < FIRST_MAIN) return index < cs->plain_count;
     if (index < FIRST_KEEPER) return index - FIRST_MAIN < cs->session_count;
-    if (index < FIRST_PROXY) return index - FIRST_KEEPER < cs->session_count;
+    if (index < OPERATOR) return index - FIRST_KEEPER < cs->session_count;
+    if (index == OPERATOR) return w->swarm.members;
     if (index < FIRST_NEXT) return index - FIRST_PROXY < cs->proxy_count;
     if (index < FIRST_SETTLER) return index - FIRST_NEXT < cs->proxy_count;
     return true;
@@ -93,6 +97,7 @@ static void reconnect(struct clients *cs, struct world *w, struct client *c) {
         if (c->asked[i].op != 0) story_lost(cs->story, c->asked[i].op - 1);
     }
     if (c->index >= FIRST_NEXT && c->index < FIRST_SETTLER) proxy_next_lost(cs, c);
+    if (c->index == OPERATOR) operator_lost(cs, w, c);
     c->id = ++cs->next_id;
     c->asked_count = 0;
     c->reply_bytes = 0;
@@ -101,7 +106,7 @@ static void reconnect(struct clients *cs, struct world *w, struct client *c) {
     const uint16_t first = (uint16_t)world_below(w, w->node_count);
     for (uint16_t i = 0; i < w->node_count; i++) {
         c->node = (uint16_t)((first + i) % w->node_count);
-        if (w->nodes[c->node].up && !w->nodes[c->node].wiped) return;
+        if (w->nodes[c->node].up && !w->nodes[c->node].wiped && check_member(w, c->node)) return;
     }
 }
 void client_leaves(struct clients *cs, struct world *w, struct client *c) {
@@ -114,11 +119,14 @@ void clients_node_gone(struct clients *cs, struct world *w, uint16_t node) {
     }
 }
 void clients_load(struct clients *cs, struct world *w) {
+    if (w->swarm.members) operator_looks(cs, w);
     for (uint32_t i = 0; i < FIRST_SETTLER; i++) {
         struct client *c = &cs->all[i];
-        if (!used(cs, i) || !world_chance(w, 300000)) continue;
+        if (!used(cs, w, i) || !world_chance(w, 300000)) continue;
         const struct sim_node *n = &w->nodes[c->node];
-        if (!n->up || n->wiped) client_leaves(cs, w, c);
+        if (!n->up || n->wiped ||
+            (!check_member(w, c->node) && w->now_us >= n->paused_until_us && world_chance(w, 300000)))
+            client_leaves(cs, w, c);
         world_client_input(w, c->node, i);
     }
 }
@@ -295,6 +303,8 @@ void clients_act(struct clients *cs, struct world *w, uint32_t index) {
         proxy_nexts(cs, w, c, &cs->proxies[index - FIRST_NEXT]);
     } else if (index >= FIRST_PROXY) {
         proxy_acts(cs, w, c, &cs->proxies[index - FIRST_PROXY]);
+    } else if (index == OPERATOR) {
+        operator_acts(cs, w, c);
     } else if (index >= FIRST_KEEPER) {
         session_keeps(cs, w, c, &cs->sessions[index - FIRST_KEEPER]);
     } else if (index >= FIRST_MAIN) {
@@ -487,7 +497,7 @@ void clients_settle(struct clients *cs) {
 bool clients_settled(struct clients *cs, struct world *w) {
     bool all = true;
     for (uint16_t i = 0; i < w->node_count; i++) {
-        if (w->nodes[i].wiped || !w->nodes[i].up) continue;
+        if (w->nodes[i].wiped || !w->nodes[i].up || !check_member(w, i)) continue;
         if (!cs->settle_done[i]) world_client_input(w, i, FIRST_SETTLER + i);
         all = all && cs->settle_done[i];
     }
@@ -531,7 +541,7 @@ void clients_end(struct clients *cs, struct world *w, uint32_t patience_ms) {
                        u((w->now_us - c->asked[0].at_us) / 1000));
     }
     for (uint16_t node = 0; node < w->node_count && !w->failed; node++) {
-        if (w->nodes[node].wiped || !w->nodes[node].up) continue;
+        if (w->nodes[node].wiped || !w->nodes[node].up || !check_member(w, node)) continue;
         reconnect(cs, w, &cs->all[0]);
         cs->all[0].node = node;
         struct last_look l = {.cs = cs, .w = w};

@@ -3,6 +3,7 @@
  *   plain     write, swap, count, compare-and-delete, read a few keys, with pipelines
  *   sessions  hold a lease each and fight for locks and elections; half-dead ones stop renewing, or everything
  *   proxies   hold a lease each and cache who serves which session (ROUTE.*)
+ *   operator  takes nodes in and out (operator.h)
  *   settlers  one at each node: is new work finished?
  *
  * Each seed draws how many of each there are and what they like to do.  What they are told goes to story.h (judged at
@@ -10,13 +11,15 @@
  * patience, goes to another node; what it had asked may then have happened or not. */
 #pragma once
 #include "lockd/core/replica.h"
+#include "tests/sim/operator.h"
 #include "tests/sim/story.h"
 
 enum { PIPELINE_MAX = 4, PLAIN_MAX = 8, SESSIONS_MAX = 4, PROXIES_MAX = 3 };
 enum {
     FIRST_MAIN = PLAIN_MAX,
     FIRST_KEEPER = FIRST_MAIN + SESSIONS_MAX,
-    FIRST_PROXY = FIRST_KEEPER + SESSIONS_MAX,
+    OPERATOR = FIRST_KEEPER + SESSIONS_MAX,
+    FIRST_PROXY,
     FIRST_NEXT = FIRST_PROXY + PROXIES_MAX,
     FIRST_SETTLER = FIRST_NEXT + PROXIES_MAX,
     CLIENTS_MAX = FIRST_SETTLER + SIM_NODES_MAX
@@ -95,10 +98,14 @@ struct clients {
     uint32_t pipeline_ppm, patience_ppm;
     bool settle_done[SIM_NODES_MAX];
     bool quiet; /* nobody asks anything new */
+    struct operator operator;
+    uint32_t forward_timeout_ms;
     struct replica *(*replica_at)(const struct world *w, uint16_t node);
+    struct ballot (*log_ballot)(const struct world *w); /* of the last first entry that was chosen */
 };
 
-struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const struct world *w, uint16_t node));
+struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const struct world *w, uint16_t node),
+                            struct ballot (*log_ballot)(const struct world *w), uint32_t forward_timeout_ms);
 void clients_free(struct clients *cs);
 /* Every load_us: who wants to say something gets a turn of its node. */
 void clients_load(struct clients *cs, struct world *w);

@@ -8,7 +8,7 @@ const struct membership *members_governing(const struct members *m, paxos_slot s
     return m->has_next && slot >= m->next.slot + delay ? &m->next : &m->now;
 }
 
-static bool change(struct membership *m, const struct change *c) {
+bool members_apply(struct membership *m, const struct change *c) {
     const uint16_t bit = (uint16_t)(1u << c->seat), taken = m->voters | m->learners;
     switch (c->kind) {
     case CHANGE_FOUND: return m->slot == 0;
@@ -39,7 +39,7 @@ bool members_change(struct members *m, paxos_slot slot, uint32_t delay, const st
     if (c->kind == CHANGE_NONE || c->seat >= PAXOS_NODES_MAX) return false;
     if (c->kind != CHANGE_FOUND && (newest->slot == 0 || slot < newest->slot + delay)) return false;
     struct membership made = *newest;
-    if (!change(&made, c)) return false;
+    if (!members_apply(&made, c)) return false;
     made.slot = slot;
     if (m->has_next) m->now = m->next;
     m->next = made;

@@ -15,6 +15,8 @@ struct members {
     bool has_next;               /* next was applied after now; it governs from next.slot + delay on */
 };
 
+/* What makes sense of it, whenever it comes; false: nothing. */
+bool members_apply(struct membership *m, const struct change *c);
 /* The entry of `slot` asks for that change.  False: void, because the change before it is not in effect, or it makes no
  * sense; `m` is untouched then. */
 bool members_change(struct members *m, paxos_slot slot, uint32_t delay, const struct change *c);

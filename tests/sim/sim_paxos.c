@@ -76,7 +76,7 @@ static void release(struct world *w) {
     free(w->user);
 }
 
-static struct change change(struct slice v) {
+static struct change read_change(struct slice v) {
     struct change c = {.kind = CHANGE_NONE};
     uint64_t number = 0;
     if (v.bytes >= sizeof number) memcpy(&number, v.data, sizeof number);
@@ -85,6 +85,16 @@ static struct change change(struct slice v) {
     c.seat = (uint8_t)v.data[9];
     memcpy(&c.store_id, v.data + 10, sizeof c.store_id);
     return c;
+}
+static bool matters(struct slice v) {
+    return read_change(v).kind != CHANGE_NONE;
+}
+static bool change(struct world *w, paxos_slot slot, struct slice v, struct membership *m) {
+    const struct change c = read_change(v);
+    struct members made = {.now = *m};
+    if (!members_change(&made, slot, w->config_delay, &c)) return false;
+    *m = made.next;
+    return true;
 }
 
 /* False: void. */
@@ -113,7 +123,7 @@ static void start(struct world *w, uint16_t node) {
             world_fail(w, "n%u: slot %llu is chosen and not on its disk", node, u(s));
             return;
         }
-        const struct change c = change(slice_of(e->data, e->bytes));
+        const struct change c = read_change(slice_of(e->data, e->bytes));
         (void)apply_change(w, &pr->members, s, &c);
     }
     const struct membership *governing = members_governing(&pr->members, saved.chosen + 1, w->config_delay);
@@ -230,7 +240,7 @@ static void applied(struct world *w, uint16_t node, const struct paxos_entry *e)
     struct process *pr = &s->processes[node];
     const uint64_t number = value_number(e->value);
     pr->applied = e->slot;
-    const struct change c = change(e->value);
+    const struct change c = read_change(e->value);
     if (c.kind != CHANGE_NONE) {
         if (apply_change(w, &pr->members, e->slot, &c))
             paxos_members(pr->p, world_local_ms(w, node), &pr->members.next);
@@ -574,6 +584,7 @@ const struct sim_object sim_paxos = {.name = "paxos",
                                      .may_wipe = may_wipe,
                                      .stretch = stretch,
                                      .change = change,
+                                     .matters = matters,
                                      .begin = begin,
                                      .start = start,
                                      .stop = stop,

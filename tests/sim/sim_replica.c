@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/must.h"
+#include "lockd/core/batch.h"
 #include "lockd/core/replica.h"
 #include "tests/sim/check_late.h"
 #include "tests/sim/check_queue.h"
@@ -21,6 +22,7 @@ struct process {
     struct replica *replica;
     struct buf frame;
     paxos_slot checkpointing;
+    uint16_t known;  /* seats whose addresses it has, as a mask */
     bool stuck;      /* stopped before its replies left */
     struct buf late; /* struct late and bytes, again and again */
 };
@@ -38,7 +40,9 @@ struct state {
     uint32_t checkpoints, installs, hand_overs;
     /* as every node has them configured */
     uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, heartbeat_ms, lease_ms, reattach_ms, client_pending_max;
-    uint32_t hand_over_ppm; /* each time that clients do something */
+    uint32_t hand_over_ppm;   /* each time that clients do something */
+    struct ballot log_ballot; /* of the last first entry in the chosen log */
+    struct slice argv[BATCH_ARGC_MAX];
 };
 static struct frame_scratch scratch;
 
@@ -53,6 +57,9 @@ static unsigned long long u(uint64_t x) {
 
 static struct replica *replica_at(const struct world *w, uint16_t node) {
     return state_of(w)->processes[node].replica;
+}
+static struct ballot log_ballot(const struct world *w) {
+    return state_of(w)->log_ballot;
 }
 static void begin(struct world *w) {
     struct state *s = calloc(1, sizeof *s);
@@ -73,7 +80,7 @@ static void begin(struct world *w) {
     static const uint32_t hand_overs[] = {0, 0, 1000, 20000};
     s->hand_over_ppm = hand_overs[world_below(w, 4)];
     w->user = s;
-    s->clients = clients_new(w, replica_at);
+    s->clients = clients_new(w, replica_at, log_ballot, s->forward_timeout_ms);
     s->queues = check_queue_new();
 }
 static void release(struct world *w) {
@@ -95,6 +102,7 @@ static void sink_send(void *context, uint16_t peer, struct slice frame) {
     struct packet *p = packet_new(pr->w, pr->node, frame.bytes);
     p->boot = pr->boot_id;
     memcpy(p->data, frame.data, frame.bytes);
+    check_told(pr->w, pr->node, keyspace_slot(replica_keyspace(pr->replica)));
     world_send(pr->w, pr->node, peer, p);
 }
 static void sink_fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos_slot to_slot) {
@@ -153,6 +161,12 @@ static void sink_snapshot_read(void *context, uint16_t peer, paxos_slot slot, ui
     replica_snapshot_frame(pr->replica, slot, offset, slice_of(f->data + offset, some), &pr->frame);
     sink_send(context, peer, buf_slice(&pr->frame));
 }
+static void sink_members(void *context, const struct ks_members *m) {
+    struct process *pr = context;
+    for (uint16_t seat = 0; seat < pr->w->node_count; seat++) { /* once known it is kept */
+        if (m->addresses[seat][0] != '\0') pr->known |= (uint16_t)(1u << seat);
+    }
+}
 static void sink_note(void *context, char level, const char *text) {
     const struct process *pr = context;
     world_trace(pr->w, "n%u %c %s", pr->node, level, text);
@@ -198,10 +212,14 @@ static void start(struct world *w, uint16_t node) {
     struct process *pr = &s->processes[node];
     const struct disk *d = &w->nodes[node].disk;
     *pr = (struct process){.w = w, .node = node, .boot_id = world_random(w) | 1};
+    /* Who comes later, or again without a disk, is given the whole list of nodes. */
+    const bool founder = node < w->founders && !w->nodes[node].wiped;
+    const uint16_t node_count = founder ? w->founders : w->node_count;
+    pr->known = (uint16_t)((1u << node_count) - 1u);
     pr->frame.alloc = pr->late.alloc = &w->nodes[node].alloc;
     struct replica_config config = {.alloc = &w->nodes[node].alloc,
                                     .node = node,
-                                    .node_count = w->node_count,
+                                    .node_count = node_count,
                                     .store_id = d->store_id,
                                     .boot_id = pr->boot_id,
                                     .fresh_cluster_id = world_random(w) | 1,
@@ -231,6 +249,7 @@ static void start(struct world *w, uint16_t node) {
                                       .hang_up = sink_hang_up,
                                       .fetch = sink_fetch,
                                       .note = sink_note,
+                                      .members = sink_members,
                                       .checkpoint = sink_checkpoint,
                                       .cut = sink_cut,
                                       .snapshot_read = sink_snapshot_read,
@@ -330,8 +349,15 @@ static void check_hash(struct world *w, uint16_t node) {
         world_fail(w, "hash: n%u has another state than somebody else at slot %llu", node, u(slot));
     s->hash_of[slot] = hash;
 }
+static void check_membership(struct world *w, uint16_t node) {
+    const struct keyspace *ks = replica_keyspace(state_of(w)->processes[node].replica);
+    const struct ks_members *m = keyspace_members(ks);
+    const struct members as = {.now = m->now, .next = m->next, .has_next = m->has_next};
+    if (m->now.voters != 0) check_members(w, node, keyspace_slot(ks), &as);
+}
 static uint64_t turn(struct world *w, uint16_t node) {
     struct process *pr = &state_of(w)->processes[node];
+    if (w->nodes[node].wiped && check_member(w, node)) w->nodes[node].wiped = false; /* taken in again */
     const paxos_slot before = keyspace_slot(replica_keyspace(pr->replica));
     come_unstuck(pr);
     pr->stuck = w->swarm.pauses && !w->calm && world_chance(w, 3000);
@@ -347,6 +373,7 @@ static uint64_t turn(struct world *w, uint16_t node) {
         world_fail(w, "P4: n%u: paxos and keyspace count slots differently", node);
     if (w->nodes[node].dying) return wake_ms;
     check_applied_is(w, node, slot);
+    if (slot != before) check_membership(w, node);
     if (slot != before) check_queue_turn(state_of(w)->queues, w, node, replica_keyspace(pr->replica));
     if (slot != before && slot % 8 == 0) check_hash(w, node);
     return wake_ms;
@@ -383,9 +410,21 @@ static void load(struct world *w) {
 static void heal(struct world *w) {
     clients_settle(state_of(w)->clients);
 }
+/* No change is under way, those who can vote do, and who is out knows it. */
+static bool members_settled(struct world *w) {
+    const struct membership *m = check_newest(w);
+    if (m->slot != 0 && check_prefix(w) + 1 < m->slot + w->config_delay) return false;
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        const struct sim_node *n = &w->nodes[i];
+        if (n->gone || !n->up) continue;
+        if (check_member(w, i) ? (m->learners >> i & 1) : replica_identity(replica_at(w, i)) == IDENTITY_FORMED)
+            return false;
+    }
+    return true;
+}
 static bool settled(struct world *w) {
     const bool all = clients_settled(state_of(w)->clients, w);
-    return leader(w) >= 0 && all;
+    return leader(w) >= 0 && all && members_settled(w);
 }
 static void end(struct world *w) {
     for (uint16_t node = 0; node < w->node_count && !w->failed; node++) {
@@ -394,6 +433,73 @@ static void end(struct world *w) {
     }
     if (!w->failed) clients_end(state_of(w)->clients, w, state_of(w)->forward_timeout_ms);
     if (!w->failed) check_end(w);
+}
+
+/* ------------------------------------------------------------------ members */
+
+/* Until the cluster has formed it needs everybody; and a change must have reached the disks of those who decide now. */
+static bool may_wipe(struct world *w, uint16_t node) {
+    const struct membership *m = check_newest(w);
+    for (uint16_t i = 0; i < w->founders && check_prefix(w) < 1000; i++) {
+        if (!w->nodes[i].gone && !w->nodes[i].wiped && w->nodes[i].disk.record.cluster_id == 0) return false;
+    }
+    if (m->slot != 0 && check_prefix(w) < m->slot + w->config_delay + 2ull * state_of(w)->inflight_max) return false;
+    return operator_can_lose(state_of(w)->clients, w, node);
+}
+static bool dials(const struct world *w, uint16_t from, uint16_t to) {
+    return (state_of(w)->processes[from].known >> to & 1) != 0;
+}
+static bool has(struct slice value, const char *text) {
+    const size_t bytes = strlen(text);
+    for (size_t i = 0; i + bytes <= value.bytes; i++) {
+        if (value.data[i] == text[0] && memcmp(value.data + i, text, bytes) == 0) return true;
+    }
+    return false;
+}
+static bool matters(struct slice value) {
+    struct wire w;
+    struct batch_head head;
+    return batch_read(&w, value, &head) && (head.first || has(value, "NODE.") || has(value, "%PROMOTE"));
+}
+static uint64_t number(struct slice s, int base) {
+    char text[24];
+    snprintf(text, sizeof text, "%.*s", (int)s.bytes, s.data);
+    return strtoull(text, NULL, base);
+}
+static struct change read_change(const struct membership *m, const struct slice *argv) {
+    struct change c = {.seat = (uint16_t)(number(argv[1], 10) - 1)};
+    must(c.seat < PAXOS_NODES_MAX);
+    if (slice_equal(argv[0], slice_str("NODE.ADD"))) {
+        c.kind = CHANGE_ADD;
+        c.store_id = number(argv[3], 16);
+    } else if (slice_equal(argv[0], slice_str("NODE.REMOVE"))) {
+        c.kind = CHANGE_REMOVE;
+        c.store_id = m->store_ids[c.seat];
+    } else if (slice_equal(argv[0], slice_str("%PROMOTE"))) {
+        c.kind = CHANGE_PROMOTE;
+        c.store_id = number(argv[2], 10);
+    }
+    return c;
+}
+/* What lockd/core/ks_member.c is to do, said again.  Of a batch the first that makes sense counts. */
+static bool change(struct world *w, paxos_slot slot, struct slice value, struct membership *m) {
+    struct state *s = state_of(w);
+    struct wire wire;
+    struct batch_head head;
+    bool changed = m->slot != 0 && slot < m->slot + w->config_delay; /* not yet again */
+    bool ret_changed = false;
+    if (!batch_read(&wire, value, &head) || ballot_compare(head.ballot, s->log_ballot) < 0) return false;
+    if (head.first) s->log_ballot = head.ballot;
+    for (uint32_t i = 0; i < head.count && !changed; i++) {
+        struct origin origin;
+        uint32_t argc;
+        if (!batch_next(&wire, &origin, &argc, s->argv)) break;
+        if (!has(s->argv[0], "NODE.") && !has(s->argv[0], "%PROMOTE")) continue;
+        const struct change c = read_change(m, s->argv);
+        changed = ret_changed = members_apply(m, &c);
+    }
+    if (ret_changed) m->slot = slot;
+    return ret_changed;
 }
 
 static const struct paxos *paxos(const struct world *w, uint16_t node) {
@@ -417,7 +523,11 @@ static bool message(const struct world *w, const struct packet *p, struct paxos_
 
 const struct sim_object sim_replica = {.name = "replica",
                                        .connections = true,
-                                       .wipes = 1,
+                                       .wipes = 3,
+                                       .may_wipe = may_wipe,
+                                       .change = change,
+                                       .matters = matters,
+                                       .dials = dials,
                                        .begin = begin,
                                        .start = start,
                                        .stop = stop,

@@ -486,6 +486,7 @@ static void link_down(struct world *w, uint16_t from, uint16_t to) {
 static void link_up(struct world *w, uint16_t from, uint16_t to) {
     struct link *l = &w->links[from][to];
     if (l->up || l->cut || !w->nodes[from].up || !w->nodes[to].up) return;
+    if (w->object->dials != NULL && !w->object->dials(w, from, to)) return;
     l->up = true;
     l->last_us = w->now_us;
     give(w, from, (struct input){.kind = INPUT_LINK, .number = 2u * to + 1});
@@ -553,6 +554,11 @@ static void wipe(struct world *w, uint16_t node) {
     file_forget(&d->writing);
     *d = (struct disk){.store_id = world_random(w) | 1, .slow_factor = 1};
     w->nodes[node].wiped = true;
+}
+void world_empty(struct world *w, uint16_t node) {
+    world_crash(w, node);
+    wipe(w, node);
+    schedule(w, w->now_us + world_between(w, 1, 500) * 1000, EVENT_RESTART, node, NULL);
 }
 void world_restart(struct world *w, uint16_t node) {
     struct sim_node *n = &w->nodes[node];

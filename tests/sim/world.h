@@ -133,8 +133,12 @@ struct sim_object {
     bool (*may_wipe)(struct world *w, uint16_t node);
     void (*stretch)(struct world *w); /* something of its own in calm times; may be NULL */
     /* for the checkers */
-    /* What a value changes in the membership; NULL: nothing ever does. */
-    struct change (*change)(struct slice value);
+    /* What the chosen value of that slot makes of the newest membership; false: it leaves it as it is.  Asked in order,
+     * once for each slot whose value matters.  NULL: nothing ever changes it. */
+    bool (*change)(struct world *w, paxos_slot slot, struct slice value, struct membership *m);
+    bool (*matters)(struct slice value);
+    /* That node knows an address of the other one.  NULL: everybody knows all. */
+    bool (*dials)(const struct world *w, uint16_t from, uint16_t to);
     const struct paxos *(*paxos)(const struct world *w, uint16_t node); /* NULL: none yet */
     bool (*message)(const struct world *w, const struct packet *p,
                     struct paxos_msg *ret_message); /* false: no Paxos in it */
@@ -222,6 +226,8 @@ void world_run_until(struct world *w, uint64_t until_us);
 void world_pause(struct world *w, uint16_t node, uint64_t ms);
 void world_crash(struct world *w, uint16_t node);
 void world_restart(struct world *w, uint16_t node);
+/* Its disk is given up for an empty one; it starts again a little later. */
+void world_empty(struct world *w, uint16_t node);
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
 /* Everything up, connected and quick. */
 void world_heal(struct world *w);

@@ -1,0 +1,160 @@
+/* operator.c - see operator.h. */
+#include "tests/sim/operator.h"
+#include <stdio.h>
+#include <string.h>
+#include "tests/sim/checkers.h"
+#include "tests/sim/clients.h"
+
+enum { DATE_US = 4000000 }; /* and the patience of routers: then a command goes out under no other ballot */
+
+static unsigned long long u(uint64_t x) {
+    return x;
+}
+static uint16_t bit(uint16_t seat) {
+    return (uint16_t)(1u << seat);
+}
+static uint64_t store_of(const struct world *w, uint16_t node) {
+    return w->nodes[node].disk.store_id;
+}
+
+/* ------------------------------------------------------------------ what may be lost */
+
+/* Learners whose disks are lost count as voters: their promotion may be on its way. */
+static bool majority_without(const struct world *w, uint16_t out, uint16_t lost) {
+    const struct membership *m = check_newest(w);
+    uint32_t voters = 0, sound = 0;
+    for (uint16_t i = 0; i < SIM_NODES_MAX; i++) {
+        const bool votes = (m->voters & bit(i) & ~out) != 0, learns = (m->learners & bit(i)) != 0;
+        const bool well = i < w->node_count && i != lost && !w->nodes[i].wiped && !w->nodes[i].gone &&
+                          m->store_ids[i] == store_of(w, i);
+        voters += votes || (learns && !well);
+        sound += votes && well;
+    }
+    return sound > voters / 2;
+}
+static bool bearable(const struct operator* o, const struct world *w, uint16_t removed, uint16_t lost) {
+    const uint16_t one = removed < SIM_NODES_MAX ? bit(removed) : 0, other = o->removal.open ? bit(o->removal.seat) : 0;
+    return majority_without(w, 0, lost) && majority_without(w, one, lost) && majority_without(w, other, lost) &&
+           majority_without(w, one | other, lost);
+}
+bool operator_can_lose(const struct clients *cs, const struct world *w, uint16_t node) {
+    if (w->nodes[node].wiped || cs->operator.removal.open) return false;
+    return !check_member(w, node) || bearable(&cs->operator, w, SIM_NODES_MAX, node);
+}
+
+/* ------------------------------------------------------------------ asking */
+
+static void removal_done(struct operator* o) {
+    if (!o->removal.lost) o->removal.open = false; /* else another copy of it may be about */
+}
+void operator_lost(struct clients *cs, struct world *w, const struct client *c) {
+    struct operator* o = & cs->operator;
+    if (c->asked_count == 0 || c->asked[0].a != CHANGE_REMOVE) return;
+    o->removal.lost = true;
+    o->removal.dated = false;
+    o->removal.lost_us = w->now_us;
+}
+/* A lost copy of a removal can run until a later leader's first entry. */
+static void look_at_removal(struct clients *cs, struct world *w) {
+    struct operator* o = & cs->operator;
+    if (!o->removal.open || !o->removal.lost) return;
+    if (!o->removal.dated) {
+        if (w->now_us < o->removal.lost_us + DATE_US + cs->forward_timeout_ms * UINT64_C(1100)) return;
+        o->removal.dated = true;
+        for (uint16_t i = 0; i < w->node_count; i++) {
+            const struct ballot b = w->nodes[i].disk.promised;
+            if (ballot_compare(b, o->removal.ballot) > 0) o->removal.ballot = b;
+        }
+        return;
+    }
+    if (ballot_compare(cs->log_ballot(w), o->removal.ballot) > 0) o->removal.open = o->removal.lost = false;
+}
+
+/* a: enum change_kind, CHANGE_NONE for a transfer; b: slot chosen when it was asked << 8 | seat. */
+static void told(struct clients *cs, struct world *w, struct client *c, const struct asked *a, const struct reply *r) {
+    static const char *const usual[] = {"BUSY",
+                                        "CLUSTERDOWN",
+                                        "UNCERTAIN",
+                                        "ERR node ",
+                                        "ERR that store is node",
+                                        "ERR there is no such voter",
+                                        "ERR that node did not catch up"};
+    struct operator* o = & cs->operator;
+    const uint16_t seat = (uint16_t)(a->b & 0xff);
+    bool known = r->kind == (a->a == CHANGE_NONE ? ':' : '+');
+    for (uint32_t i = 0; i < sizeof usual / sizeof usual[0]; i++) known = known || reply_is_error(r, usual[i]);
+    if (!known) {
+        world_fail(w, "E: the operator, client %llu, is told %c%.*s", u(c->id), r->kind, (int)r->text.bytes,
+                   r->text.data);
+        return;
+    }
+    if (a->a == CHANGE_REMOVE && reply_is_error(r, "UNCERTAIN")) {
+        c->asked_count++; /* as if the connection had ended */
+        operator_lost(cs, w, c);
+        c->asked_count--;
+    } else if (a->a == CHANGE_REMOVE) {
+        removal_done(o);
+    }
+    if (r->kind == ':') o->transferred++;
+    if (r->kind != '+') return;
+    const uint64_t store = a->a == CHANGE_REMOVE ? 0 : o->adds[seat];
+    if (!check_sat(w, a->b >> 8, seat, store))
+        world_fail(w, "P10: client %llu is told that node %u is %s, and the log does not say so", u(c->id), seat + 1u,
+                   store == 0 ? "out" : "in");
+    if (store == 0)
+        o->removed++;
+    else
+        o->added++;
+}
+
+static void transfer(struct clients *cs, struct world *w, struct client *c) {
+    if (world_chance(w, 500000))
+        client_says(cs, w, c, told, 0, CHANGE_NONE, 0, "NODE.TRANSFER");
+    else
+        client_says(cs, w, c, told, 0, CHANGE_NONE, 0, "NODE.TRANSFER %u", (unsigned)world_below(w, w->node_count) + 1);
+}
+static void remove_node(struct clients *cs, struct world *w, struct client *c, uint16_t seat) {
+    struct operator* o = & cs->operator;
+    if (o->removal.open && o->removal.seat != seat) return; /* one after the other */
+    if (!bearable(o, w, seat, SIM_NODES_MAX)) return;
+    o->removal.open = true;
+    o->removal.seat = seat;
+    client_says(cs, w, c, told, 0, CHANGE_REMOVE, check_prefix(w) << 8 | seat, "NODE.REMOVE %u", seat + 1u);
+}
+static void add_node(struct clients *cs, struct world *w, struct client *c, uint16_t seat, uint64_t store) {
+    cs->operator.adds[seat] = store;
+    client_says(cs, w, c, told, 0, CHANGE_ADD, check_prefix(w) << 8 | seat, "NODE.ADD %u 10.0.0.%u:7411 %016llx",
+                seat + 1u, seat + 1u, u(store));
+}
+void operator_acts(struct clients *cs, struct world *w, struct client *c) {
+    struct operator* o = & cs->operator;
+    const struct membership *m = check_newest(w);
+    if (w->now_us < o->next_us || w->calm) return;
+    o->next_us = w->now_us + world_between(w, 5, world_chance(w, 300000) ? 1000 : 200) * 1000;
+    if (world_chance(w, o->removal.open && o->removal.lost ? 300000 : 100000)) {
+        transfer(cs, w, c);
+        return;
+    }
+    const uint16_t seat = (uint16_t)world_below(w, w->node_count);
+    const bool lost = m->store_ids[seat] != 0 && m->store_ids[seat] != store_of(w, seat);
+    if (world_chance(w, 30000)) { /* makes no sense: another node's store, or asked twice */
+        const uint16_t other = (uint16_t)world_below(w, w->node_count);
+        if (m->store_ids[other] != 0 && m->store_ids[seat] != 0) add_node(cs, w, c, seat, m->store_ids[other]);
+    } else if (o->removal.open && world_chance(w, 500000)) {
+        remove_node(cs, w, c, o->removal.seat);
+    } else if (lost || ((m->voters | m->learners) & bit(seat) && world_chance(w, 300000))) {
+        remove_node(cs, w, c, seat);
+    } else if (m->store_ids[seat] == 0 && w->nodes[seat].up) {
+        add_node(cs, w, c, seat, store_of(w, seat));
+    }
+}
+void operator_looks(struct clients *cs, struct world *w) {
+    look_at_removal(cs, w);
+    if (w->calm || !world_chance(w, 3000)) return;
+    const uint16_t node = (uint16_t)world_below(w, w->node_count);
+    const struct sim_node *n = &w->nodes[node];
+    if (check_member(w, node) || n->disk.record.cluster_id == 0 || n->gone || !w->object->may_wipe(w, node)) return;
+    world_trace(w, "the operator empties n%u, which is out", node);
+    cs->operator.emptied++;
+    world_empty(w, node);
+}
