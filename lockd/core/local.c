@@ -251,7 +251,8 @@ static void node_status(const struct local_view *view, struct buf *reply) {
     resp_bulk_str(reply, "disk-free");
     resp_integer(reply, view->disk_free > INT64_MAX ? -1 : (int64_t)view->disk_free);
     map_number(reply, "disk-full", view->disk_full);
-    map_number(reply, "members-pending", keyspace_members(view->keyspace)->has_next);
+    const struct ks_members *m = keyspace_members(view->keyspace);
+    map_number(reply, "members-pending", m->has_next || m->now.slot > view->members_slot);
     members(view, reply);
     buf_release(&ballot);
 }

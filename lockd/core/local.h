@@ -12,6 +12,7 @@ struct local_view {
     int leader;       /* node index, -1 unknown */
     struct ballot ballot;
     const struct keyspace *keyspace;
+    paxos_slot members_slot; /* of the membership that is in effect for good (replica_members.c) */
     const char *version;
     const char *const *node_addresses; /* may be NULL */
     uint64_t uptime_ms;

@@ -161,6 +161,7 @@ struct paxos {
     uint64_t leader_ms;
     uint64_t election_at_ms;
     uint64_t catchup_at_ms, catchup_wait_ms;
+    uint16_t asked_seat; /* the last one that we asked though it does not lead us */
 
     /* candidate */
     uint64_t seen_round; /* highest of any ballot heard of */
@@ -563,10 +564,13 @@ static bool behind(const struct paxos *p, uint16_t *ret_peer) {
     }
     return false;
 }
+static void ask_for_chosen(struct paxos *p, uint16_t peer) {
+    send_now(p, peer, (struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .slot = p->chosen + 1, .chosen = p->chosen});
+}
 static void catch_up(struct paxos *p) {
     uint16_t peer;
     if (!behind(p, &peer) || p->now_ms < p->catchup_at_ms) return;
-    send_now(p, peer, (struct paxos_msg){.kind = PAXOS_MSG_CATCHUP, .slot = p->chosen + 1, .chosen = p->chosen});
+    ask_for_chosen(p, peer);
     p->catchup_at_ms = p->now_ms + p->catchup_wait_ms;
     p->catchup_wait_ms = min64(p->catchup_wait_ms * 2, max64(RETRY_MS_MAX, retry_ms(p)));
 }
@@ -866,7 +870,17 @@ static bool stalled(const struct paxos *p) {
            p->now_ms >= p->stored_after[0].given_ms + p->config.stall_ms;
 }
 
+/* Somebody may lead whom we do not hear: the others have what it chose, and the log says who leads, and where.  One
+ * after the other, for some may have nothing. */
+static void ask_around(struct paxos *p) {
+    for (uint16_t i = 0; i < PAXOS_NODES_MAX; i++) {
+        p->asked_seat = (uint16_t)((p->asked_seat + 1) % PAXOS_NODES_MAX);
+        if (others(p) & bit(p->asked_seat)) break;
+    }
+    if (!alone(p)) ask_for_chosen(p, p->asked_seat);
+}
 static void begin_prevote(struct paxos *p) {
+    if (!may_campaign(p)) ask_around(p);
     if (!may_campaign(p) || stalled(p)) { /* perhaps later */
         p->election_at_ms = p->now_ms + p->config.lease_ms + jitter(p);
         return;
@@ -958,11 +972,12 @@ static bool should_go(const struct paxos *p) {
     return !votes_in(p, &p->members[0], p->config.node) || stalled(p);
 }
 
-/* A pending configuration takes effect only as slots are chosen: empty ones if nobody has work.  Half of the places
- * stay free for those who have. */
+/* A pending configuration takes effect only as slots are chosen: empty ones if nobody has work, and so many more that a
+ * majority of it has that on its disks (paxos.h).  Half of the places stay free for those who have work. */
 static void bring_into_effect(struct paxos *p) {
-    if (!p->pending || BUG(41)) return;
-    const paxos_slot need = min64(p->members[1].slot + p->config.config_delay - 1, propose_limit(p));
+    const struct membership *n = newest(p);
+    if (n->slot == 0 || BUG(41)) return;
+    const paxos_slot need = min64(paxos_members_done(p, n->slot), propose_limit(p));
     const paxos_slot most = p->chosen + (p->config.inflight_max + 1) / 2;
     while (p->last < need && p->last < most) propose(p, p->last + 1, value_new(p, slice_of(NULL, 0)));
 }
@@ -970,8 +985,9 @@ static void bring_into_effect(struct paxos *p) {
 /* What a leader does of itself, once per take. */
 static void tend(struct paxos *p) {
     if (p->role == PAXOS_SETTLING) settle(p);
-    if (p->role != PAXOS_LEADING || alone(p)) return;
+    if (p->role != PAXOS_LEADING) return;
     if (!p->transfer.active) bring_into_effect(p);
+    if (alone(p)) return;
     if (!p->transfer.active && should_go(p) && p->now_ms >= p->transfer.again_ms) transfer_begin(p, PAXOS_NODES_MAX);
     if (p->transfer.active) transfer_on(p);
 }
@@ -1306,6 +1322,7 @@ static bool on_chosen(struct paxos *p, const struct paxos_msg *m) {
     p->catchup_at_ms = p->now_ms;
     p->catchup_wait_ms = retry_ms(p);
     advance(p);
+    if (p->role <= PAXOS_PREVOTING && !hears_leader(p, p->now_ms)) ask_for_chosen(p, m->from); /* there may be more */
     return true;
 }
 
@@ -1454,6 +1471,7 @@ static void on_tick(struct paxos *p) {
     case PAXOS_PREVOTING:
         if (p->now_ms >= p->attempt_until_ms) {
             p->role = PAXOS_FOLLOWER;
+            ask_around(p);
             begin_prevote(p);
         } else if (p->now_ms >= p->resend_at_ms) {
             send_prevotes(p);
@@ -1803,6 +1821,10 @@ void paxos_members(struct paxos *p, uint64_t now_ms, const struct membership *m)
     } else if (leads(p)) {
         lead_with_new_members(p, was_alone);
     }
+}
+
+paxos_slot paxos_members_done(const struct paxos *p, paxos_slot slot) {
+    return slot + p->config.config_delay - 1 + 2 * (uint64_t)p->config.inflight_max;
 }
 
 const struct membership *paxos_members_newest(const struct paxos *p) {

@@ -142,6 +142,10 @@ NODISCARD bool paxos_take(struct paxos *p, struct paxos_output *ret_out);
  * admits changes to the log sees to that.  Also right after paxos_new, for what was applied at saved->chosen or below
  * and does not govern yet. */
 void paxos_members(struct paxos *p, uint64_t now_ms, const struct membership *m);
+/* Once that slot is chosen, nobody whom the membership made in `slot` leaves out is needed any more: a majority of it
+ * has on its disks that it governs.  Whoever accepted this slot had all but the last 2 x inflight_max before it chosen,
+ * and stored so with it.  A leader goes as far with empty slots if nobody has work. */
+paxos_slot paxos_members_done(const struct paxos *p, paxos_slot slot);
 /* The newest membership applied, in effect or pending. */
 const struct membership *paxos_members_newest(const struct paxos *p);
 /* Our store was taken into the cluster again: it votes as another member from now on.  Never lower than before; the

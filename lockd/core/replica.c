@@ -381,6 +381,7 @@ static void local(struct replica *r, uint64_t now_ms, uint64_t unix_us, uint64_t
         .cluster_id = r->identity.record.cluster_id,
         .role = role_text(r),
         .keyspace = r->ks,
+        .members_slot = r->identity.record.members.slot,
         .version = r->config.version,
         .node_addresses = r->config.node_addresses,
         .uptime_ms = now_ms - r->config.start_ms,

@@ -2,10 +2,12 @@
  * store's record, to the links; and the leader lets learners vote that have caught up.
  *
  *   %MEMBERS, NODE.ADD, NODE.REMOVE, %PROMOTE applied -> KS_MEMBERS -> members_applied -> paxos_members
- *   64 slots later it is in effect -> members_turn -> record of the store, admission of peers, links
+ *   64 slots later it is in effect, and some later for good -> members_turn -> record of the store, admission of peers
  *
- * The record follows what is in effect, not what was applied: a member that is on its way out is needed, and let in,
- * until it is out; a leader that removes itself hands over in time. */
+ * The record follows what is in effect for good, not what was applied: a member that is on its way out is needed, and
+ * let in, until a majority of those who stay has it on its disks that they decide alone.  If it were told before, and
+ * they started again without knowing, they would need it and it would be silent for ever.  A leader that removes itself
+ * hands over in time. */
 #include <stdio.h>
 #include "lockd/core/replica_state.h"
 
@@ -58,7 +60,8 @@ static void promote(struct replica *r, uint64_t now_ms, const struct ks_members 
 void members_turn(struct replica *r, uint64_t now_ms) {
     const struct ks_members *m = keyspace_members(r->ks);
     if (m->now.voters == 0) return;
-    if (m->now.slot > r->identity.record.members.slot && identity_members(&r->identity, &m->now)) {
+    if (m->now.slot > r->identity.record.members.slot &&
+        keyspace_slot(r->ks) >= paxos_members_done(r->paxos, m->now.slot) && identity_members(&r->identity, &m->now)) {
         replica_save_record(r);
         replica_note(r, 'i', "replica members slot=%llu voters=%#x learners=%#x", (unsigned long long)m->now.slot,
                      m->now.voters, m->now.learners);
