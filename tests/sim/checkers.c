@@ -274,7 +274,8 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
     promise_is_durable(w, from, m->ballot, "the prepare");
     struct campaign *c = campaign(w, m->ballot);
     vote(w, &c->granted, from);
-    bool let = many(w, n->told, n->told, &c->granted);
+    const paxos_slot known = m->chosen < n->told ? m->chosen : n->told; /* it may have waited for a slow disk */
+    bool let = many(w, known, known, &c->granted);
     if (m->promised.round > 0) {
         const struct campaign *before = campaign(w, m->promised);
         if (!before->released || before->heir != from)

@@ -410,6 +410,14 @@ static void load(struct world *w) {
 static void heal(struct world *w) {
     clients_settle(state_of(w)->clients);
 }
+/* Some member that is there has that node's address, and so can tell it what it is. */
+static bool is_dialled(const struct world *w, uint16_t node) {
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (i != node && w->nodes[i].up && check_member(w, i) && (state_of(w)->processes[i].known >> node & 1))
+            return true;
+    }
+    return false;
+}
 /* No change is under way, those who can vote do, and who is out knows it. */
 static bool members_settled(struct world *w) {
     const struct membership *m = check_newest(w);
@@ -417,8 +425,11 @@ static bool members_settled(struct world *w) {
     for (uint16_t i = 0; i < w->node_count; i++) {
         const struct sim_node *n = &w->nodes[i];
         if (n->gone || !n->up) continue;
-        if (check_member(w, i) ? (m->learners >> i & 1) : replica_identity(replica_at(w, i)) == IDENTITY_FORMED)
+        if (check_member(w, i)) {
+            if (m->learners >> i & 1) return false;
+        } else if (replica_identity(replica_at(w, i)) == IDENTITY_FORMED && is_dialled(w, i)) {
             return false;
+        }
     }
     return true;
 }
@@ -428,7 +439,9 @@ static bool settled(struct world *w) {
 }
 static void end(struct world *w) {
     for (uint16_t node = 0; node < w->node_count && !w->failed; node++) {
-        if (w->nodes[node].wiped && w->nodes[node].up && replica_identity(replica_at(w, node)) != IDENTITY_OUTCAST)
+        if (!w->nodes[node].wiped || !w->nodes[node].up) continue;
+        const enum identity_state state = replica_identity(replica_at(w, node));
+        if (state == IDENTITY_FORMED || (state != IDENTITY_OUTCAST && is_dialled(w, node)))
             world_fail(w, "P11: n%u lost its disk and does not know that it is out", node);
     }
     if (!w->failed) clients_end(state_of(w)->clients, w, state_of(w)->forward_timeout_ms);

@@ -568,8 +568,12 @@ void world_restart(struct world *w, uint16_t node) {
     n->last_batch = n->disk.durable = 0;
     n->paused_until_us = 0;
     world_trace(w, "n%u starts, boot %llu", node, (unsigned long long)n->boot);
-    /* an install that was cut short: the file is there, the log does not say so yet */
-    if (n->disk.checkpoint.slot > n->disk.chosen) n->disk.chosen = n->disk.checkpoint.slot;
+    /* an install that was cut short: the file is there, the log does not say so yet; what it has may be accepted only
+     */
+    if (n->disk.checkpoint.slot > n->disk.chosen) {
+        n->disk.chosen = n->disk.checkpoint.slot;
+        disk_cut(&n->disk, n->disk.chosen);
+    }
     check_start(w, node);
     w->object->start(w, node);
     give(w, node, (struct input){.kind = INPUT_TICK});
