@@ -44,6 +44,7 @@ static struct packet *packets;
 static bool paused[NODES]; /* takes no turn and reads nothing */
 static bool deaf[NODES];   /* what is sent to it is lost */
 static uint32_t answers;   /* FRAME_ANSWER handed out */
+static uint32_t paxos_frames;
 static char replies[CLIENTS][8192];
 static struct buf scratch;
 static uint64_t checkpoint_bytes, disk_reserve;
@@ -75,6 +76,7 @@ static void sink_send(void *context, uint16_t peer, struct slice frame) {
     const struct test_node *n = context;
     enum { KIND_AT = FRAME_HEAD_BYTES + 8 + 1 };
     answers += frame.data[KIND_AT] == FRAME_ANSWER;
+    paxos_frames += frame.data[KIND_AT] == FRAME_PAXOS;
     struct packet *p = malloc(sizeof *p + frame.bytes);
     p->at_ms = now_ms + LINK_MS;
     p->from = (uint16_t)(n - nodes);
@@ -942,6 +944,54 @@ START_TEST(a_damaged_snapshot_changes_nothing) {
 }
 END_TEST
 
+/* Two values for one slot: such a node can never work again, and what it was installing does not change that.  It keeps
+ * the state it had, votes no more and serves nobody. */
+START_TEST(a_node_that_halts_while_it_installs_does_nothing_more) {
+    start_all_with_checkpoints(20000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    struct test_node *n = &nodes[other];
+    node_kill(other);
+    write_much(l, 200);
+    node_start(other);
+    for (int i = 0; i < 3000 && n->installs == 0; i++) run(1);
+    ck_assert(n->new_slot > 0 && n->new_is_install);
+    n->alive = false; /* from here on by hand */
+    const struct ballot ballot = paxos_ballot(replica_paxos(nodes[l].replica));
+    struct paxos_entry entry = {.slot = paxos_chosen(replica_paxos(n->replica)) + 3, .ballot = ballot};
+    struct frame frame = {
+        .kind = FRAME_PAXOS,
+        .paxos = {
+            .kind = PAXOS_MSG_ACCEPT, .from = l, .to = other, .ballot = ballot, .entries = &entry, .entry_count = 1}};
+    struct buf batch = {.alloc = heap_alloc()};
+    batch_begin(&batch, ballot, false, 0);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(replica_frame(n->replica, now_ms, l, nodes[l].boot, &frame), LINK_TAKEN);
+        entry.value = buf_slice(&batch);
+    }
+    buf_release(&batch);
+    ck_assert_ptr_nonnull(replica_halt_reason(n->replica));
+    const uint64_t hash = state_hash(other);
+    const paxos_slot slot = keyspace_slot(replica_keyspace(n->replica));
+    (void)replica_turn(n->replica, now_ms);
+    n->batch = 0;
+    file_done(n); /* it became durable all the same */
+    paxos_frames = 0;
+    frame.paxos = (struct paxos_msg){.kind = PAXOS_MSG_PREVOTE,
+                                     .from = l,
+                                     .to = other,
+                                     .ballot = {.round = ballot.round + 5, .node = l},
+                                     .round = 9};
+    (void)replica_frame(n->replica, now_ms, l, nodes[l].boot, &frame);
+    say(other, 3, "GET k1");
+    for (int i = 0; i < 50; i++) (void)replica_turn(n->replica, now_ms++);
+    ck_assert_uint_eq(paxos_frames, 0);
+    ck_assert_str_eq(take(3), "");
+    ck_assert_uint_eq(keyspace_slot(replica_keyspace(n->replica)), slot);
+    ck_assert_uint_eq(state_hash(other), hash);
+    n->alive = true;
+}
+END_TEST
+
 /* D4: on the disk it has gone bad, in memory all is there; nobody writes, so nothing else would make another one. */
 START_TEST(a_damaged_checkpoint_is_written_again) {
     start_all_with_checkpoints(20000);
@@ -1318,6 +1368,7 @@ int main(void) {
     tcase_add_test(tc, a_node_behind_the_cut_gets_a_snapshot);
     tcase_add_test(tc, a_snapshot_and_the_clients_of_the_node_that_takes_it);
     tcase_add_test(tc, a_damaged_snapshot_changes_nothing);
+    tcase_add_test(tc, a_node_that_halts_while_it_installs_does_nothing_more);
     tcase_add_test(tc, a_damaged_checkpoint_is_written_again);
     tcase_add_test(tc, a_checkpoint_is_made_when_asked_for);
     tcase_add_test(tc, a_full_disk_refuses_what_grows);
