@@ -4,6 +4,7 @@
  * to be sorted or gathered to write them, and to read them is to attach them again.  A waiter says when it was queued,
  * which is its place among its lease's, and when it was attached last, which is its place in its life. */
 #include "lockd/core/ks_save.h"
+#include "lockd/core/bug.h"
 #include <stdio.h>
 #include <utlist.h>
 #include <xxhash.h>
@@ -508,6 +509,8 @@ struct keyspace *keyspace_load(const struct ks_config *config, struct slice byte
     load_head(&l, &counts);
     if (!l.bad) load_body(&l, &counts);
     if (!l.bad) load_end(&l);
+    for (uint32_t i = 0; BUG(111) && !l.bad && i < l.ks->place_count; i++)
+        if (l.ks->leases[i].lease != NULL) ks_once_free(l.ks, l.ks->leases[i].lease);
     alloc_put(config->alloc, counts.life);
     buf_release(&l.words);
     if (!l.bad) return l.ks;

@@ -7,11 +7,12 @@
 #include "lockd/core/command.h"
 #include "tests/sim/checkers.h"
 
-enum { LOCKS_MAX = 64, WAITS_MAX = 32, GONE_MAX = 4096, NAME_MAX = 16 };
+enum { LOCKS_MAX = 64, WAITS_MAX = 32, GONE_MAX = 4096, NAME_MAX = 16, ONCES_MAX = 1024 };
 
 struct wait {
     uint64_t lease, until_ms;
     struct origin origin;
+    uint64_t once; /* it was sent in a ONCE with this number; 0: not */
 };
 struct lock {
     char name[NAME_MAX];          /* "": free */
@@ -27,8 +28,13 @@ struct queue_facts {
     paxos_slot slot;
     struct ballot ballot;
     uint64_t revision, stamp_ms, uses;
-    bool vague; /* a script was in the log: how many revisions it took is not followed */
-    bool lost;  /* the log could not be read to its end: nothing is said any more */
+    struct { /* commands on locks sent in a ONCE that have ended */
+        uint64_t lease, seq;
+    } onces[ONCES_MAX];
+    uint32_t once_count; /* in a ring */
+    uint64_t once;       /* the number of the one that runs now; 0: none does */
+    bool vague;          /* a script was in the log: how many revisions it took is not followed */
+    bool lost;           /* the log could not be read to its end: nothing is said any more */
     struct slice argv[BATCH_ARGC_MAX];
     struct buf reply;
 };
@@ -77,6 +83,17 @@ static struct lock *lock_of(struct queue_facts *f, struct slice name) {
     memcpy(oldest->name, name.data, name.bytes);
     return oldest;
 }
+static void once_done(struct queue_facts *f, uint64_t lease, uint64_t seq) {
+    if (seq == 0) return;
+    f->onces[f->once_count % ONCES_MAX].lease = lease;
+    f->onces[f->once_count++ % ONCES_MAX].seq = seq;
+}
+static bool once_is_done(const struct queue_facts *f, uint64_t lease, uint64_t seq) {
+    for (uint32_t i = 0; i < f->once_count && i < ONCES_MAX; i++) {
+        if (f->onces[i].lease == lease && f->onces[i].seq == seq) return true;
+    }
+    return false;
+}
 static void wait_end(struct lock *l, uint32_t at) {
     memmove(&l->waits[at], &l->waits[at + 1], (--l->wait_count - at) * sizeof l->waits[0]);
     l->touched = true;
@@ -88,6 +105,7 @@ static void lock_free(struct queue_facts *f, struct lock *l) {
     l->holder = l->waits[0].lease;
     f->revision++;
     l->token = f->vague ? 0 : f->revision;
+    once_done(f, l->waits[0].lease, l->waits[0].once);
     wait_end(l, 0);
 }
 static uint64_t number(struct slice s) {
@@ -100,24 +118,26 @@ static uint64_t word_number(const struct queue_facts *f, uint32_t argc, const ch
     }
     return 0;
 }
-static void acquire(struct queue_facts *f, struct origin origin, uint32_t argc) {
+/* True: it waits now. */
+static bool acquire(struct queue_facts *f, struct origin origin, uint32_t argc) {
     struct lock *l = lock_of(f, f->argv[1]);
     const uint64_t lease = number(f->argv[3]), wait_ms = word_number(f, argc, "WAIT");
-    if (l == NULL || is_gone(f, lease) || l->holder == lease) return;
+    if (l == NULL || is_gone(f, lease) || l->holder == lease) return false;
     if (l->holder == 0) {
         l->holder = lease;
         l->token = f->vague ? 0 : f->revision;
-        return;
+        return false;
     }
-    if (wait_ms == 0) return;
+    if (wait_ms == 0) return false;
     uint32_t at = 0;
     while (at < l->wait_count && l->waits[at].lease != lease) at++;
     if (at == WAITS_MAX) {
         f->lost = true;
-        return;
+        return false;
     }
     if (at == l->wait_count) l->wait_count++;
-    l->waits[at] = (struct wait){.lease = lease, .until_ms = f->stamp_ms + wait_ms, .origin = origin};
+    l->waits[at] = (struct wait){.lease = lease, .until_ms = f->stamp_ms + wait_ms, .origin = origin, .once = f->once};
+    return true;
 }
 static void release(struct queue_facts *f, uint32_t argc) {
     struct lock *l = lock_of(f, f->argv[1]);
@@ -170,6 +190,21 @@ static bool same_call(const struct wait *w, const struct origin *o) {
 static bool same_life(const struct wait *w, const struct origin *o) {
     return w->origin.node == o->node && w->origin.boot == o->boot;
 }
+/* ONCE lease seq command ...: of those on locks each runs until it has ended, and then no more. */
+static void run_once(struct queue_facts *f, struct origin origin, uint32_t argc) {
+    const uint64_t lease = number(f->argv[1]), seq = number(f->argv[2]);
+    const struct command *c = command_find(f->argv[3], true);
+    if (c == NULL || is_gone(f, lease) || once_is_done(f, lease, seq)) return;
+    memmove(f->argv, f->argv + 3, (argc - 3) * sizeof f->argv[0]);
+    f->once = seq;
+    bool waits = false;
+    if (c->id == CMD_LOCK_ACQUIRE)
+        waits = acquire(f, origin, argc - 3);
+    else if (c->id == CMD_LOCK_RELEASE)
+        release(f, argc - 3);
+    if (!waits && (c->id == CMD_LOCK_ACQUIRE || c->id == CMD_LOCK_RELEASE)) once_done(f, lease, seq);
+    f->once = 0;
+}
 static void run(struct queue_facts *f, struct origin origin, uint32_t argc) {
     const struct command *c = command_find(f->argv[0], true);
     if (c == NULL) return;
@@ -177,7 +212,8 @@ static void run(struct queue_facts *f, struct origin origin, uint32_t argc) {
     struct origin named = {0};
     switch (c->id) {
     case CMD_LOCK_ACQUIRE:
-    case CMD_ELECT_CAMPAIGN: acquire(f, origin, argc); break;
+    case CMD_ELECT_CAMPAIGN: (void)acquire(f, origin, argc); break;
+    case CMD_ONCE: run_once(f, origin, argc); break;
     case CMD_LOCK_RELEASE:
     case CMD_ELECT_RESIGN: release(f, argc); break;
     case CMD_LEASE_REVOKE:
@@ -187,7 +223,8 @@ static void run(struct queue_facts *f, struct origin origin, uint32_t argc) {
         named = (struct origin){(uint16_t)number(f->argv[2]), number(f->argv[3]), number(f->argv[4])};
         if (lock_of(f, f->argv[1]) != NULL) waits_end(f, lock_of(f, f->argv[1]), same_call, &named);
         break;
-    case CMD_X_SCRIPT: f->vague = true; break;
+    case CMD_X_SCRIPT:
+    case CMD_X_ONCE: f->vague = true; break;
     case CMD_X_ORIGIN_GONE:
         named = (struct origin){.node = (uint16_t)number(f->argv[1]), .boot = number(f->argv[2])};
         for (uint32_t i = 0; i < LOCKS_MAX; i++) waits_end(f, &f->locks[i], same_life, &named);
@@ -209,7 +246,9 @@ static void apply(struct queue_facts *f, struct slice value) {
     for (uint32_t i = 0; i < LOCKS_MAX; i++) {
         struct lock *l = &f->locks[i];
         for (uint32_t k = 0; k < l->wait_count; k++) {
-            if (l->waits[k].until_ms <= f->stamp_ms) wait_end(l, k--);
+            if (l->waits[k].until_ms > f->stamp_ms) continue;
+            once_done(f, l->waits[k].lease, l->waits[k].once);
+            wait_end(l, k--);
         }
     }
     for (uint32_t i = 0; i < head.count && !f->lost; i++) {

@@ -7,11 +7,13 @@
 #include "common/must.h"
 #include "tests/sim/check_hold.h"
 #include "tests/sim/check_late.h"
+#include "tests/sim/check_once.h"
 #include "tests/sim/check_route.h"
 #include "tests/sim/checkers.h"
 
 enum { LINE_MAX = 256, ARGC_MAX = 24 };
 #define CAD_SCRIPT "if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end"
+#define INC_SCRIPT "return redis.call('incr',KEYS[1])"
 
 static unsigned long long u(uint64_t x) {
     return x;
@@ -48,13 +50,16 @@ struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const
     cs->holds = check_hold_new();
     cs->routes = check_route_new();
     cs->lates = check_late_new();
+    cs->once_facts = check_once_new();
     cs->replica_at = replica_at;
     cs->log_ballot = log_ballot;
     cs->forward_timeout_ms = forward_timeout_ms;
-    static const uint32_t plain[] = {2, 4, 6, 8, 8}, sessions[] = {0, 2, 3, 4, 4}, proxies[] = {0, 0, 2, 3};
+    static const uint32_t plain[] = {2, 4, 6, 8, 8}, sessions[] = {0, 2, 3, 4, 4}, proxies[] = {0, 0, 2, 3},
+                          onces[] = {0, 1, 2, 3};
     cs->plain_count = plain[world_below(w, 5)];
     cs->session_count = sessions[world_below(w, 5)];
     cs->proxy_count = proxies[world_below(w, 4)];
+    cs->once_count = onces[world_below(w, 4)];
     static const uint32_t pipelines[] = {0, 100000, 300000, 700000}, patience[] = {300, 3000, 3000, 20000};
     cs->pipeline_ppm = pipelines[world_below(w, 4)];
     cs->patience_ppm = patience[world_below(w, 4)];
@@ -80,12 +85,14 @@ void clients_free(struct clients *cs) {
     check_hold_free(cs->holds);
     check_route_free(cs->routes);
     check_late_free(cs->lates);
+    check_once_free(cs->once_facts);
     free(cs);
 }
 static bool used(const struct clients *cs, const struct world *w, uint32_t index) {
     if (index < FIRST_MAIN) return index < cs->plain_count;
     if (index < FIRST_KEEPER) return index - FIRST_MAIN < cs->session_count;
-    if (index < OPERATOR) return index - FIRST_KEEPER < cs->session_count;
+    if (index < FIRST_ONCE) return index - FIRST_KEEPER < cs->session_count;
+    if (index < OPERATOR) return index - FIRST_ONCE < cs->once_count;
     if (index == OPERATOR) return w->swarm.members;
     if (index < FIRST_NEXT) return index - FIRST_PROXY < cs->proxy_count;
     if (index < FIRST_SETTLER) return index - FIRST_NEXT < cs->proxy_count;
@@ -149,6 +156,7 @@ static void say(struct clients *cs, struct world *w, struct client *c, struct as
         must(argc < ARGC_MAX);
         argv[argc] = slice_of(at, (size_t)(end - at));
         if (slice_equal(argv[argc], slice_str("@CAD"))) argv[argc] = slice_str(CAD_SCRIPT);
+        if (slice_equal(argv[argc], slice_str("@INC"))) argv[argc] = slice_str(INC_SCRIPT);
         argc++;
         at = *end == '\0' ? end : end + 1;
     }
@@ -305,6 +313,8 @@ void clients_act(struct clients *cs, struct world *w, uint32_t index) {
         proxy_acts(cs, w, c, &cs->proxies[index - FIRST_PROXY]);
     } else if (index == OPERATOR) {
         operator_acts(cs, w, c);
+    } else if (index >= FIRST_ONCE) {
+        once_acts(cs, w, c, &cs->onces[index - FIRST_ONCE]);
     } else if (index >= FIRST_KEEPER) {
         session_keeps(cs, w, c, &cs->sessions[index - FIRST_KEEPER]);
     } else if (index >= FIRST_MAIN) {

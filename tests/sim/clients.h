@@ -3,6 +3,7 @@
  *   plain     write, swap, count, compare-and-delete, read a few keys, with pipelines
  *   sessions  hold a lease each and fight for locks and elections; half-dead ones stop renewing, or everything
  *   proxies   hold a lease each and cache who serves which session (ROUTE.*)
+ *   onces     number their commands and repeat them until they are answered (onces.c)
  *   operator  takes nodes in and out (operator.h)
  *   settlers  one at each node: is new work finished?
  *
@@ -14,11 +15,12 @@
 #include "tests/sim/operator.h"
 #include "tests/sim/story.h"
 
-enum { PIPELINE_MAX = 4, PLAIN_MAX = 8, SESSIONS_MAX = 4, PROXIES_MAX = 3 };
+enum { PIPELINE_MAX = 4, PLAIN_MAX = 8, SESSIONS_MAX = 4, PROXIES_MAX = 3, ONCES_MAX = 3 };
 enum {
     FIRST_MAIN = PLAIN_MAX,
     FIRST_KEEPER = FIRST_MAIN + SESSIONS_MAX,
-    OPERATOR = FIRST_KEEPER + SESSIONS_MAX,
+    FIRST_ONCE = FIRST_KEEPER + SESSIONS_MAX,
+    OPERATOR = FIRST_ONCE + ONCES_MAX,
     FIRST_PROXY,
     FIRST_NEXT = FIRST_PROXY + PROXIES_MAX,
     FIRST_SETTLER = FIRST_NEXT + PROXIES_MAX,
@@ -84,16 +86,27 @@ struct proxy {
         uint32_t doubt_target;
     } bindings[ROUTES_MAX];
 };
+struct once_client {
+    uint64_t lease, seq;
+    uint32_t kind;         /* enum once_kind */
+    bool answered;         /* the newest one is */
+    char line[128];        /* as it was sent, and will be again */
+    char line_before[128]; /* the one before it: somebody may ask for that as well */
+    uint64_t seq_before;
+    uint64_t count, version, token; /* what it knows of its own names: it alone changes them */
+};
 struct clients {
     struct client all[CLIENTS_MAX];
     struct session sessions[SESSIONS_MAX];
     struct proxy proxies[PROXIES_MAX];
+    struct once_client onces[ONCES_MAX];
+    struct once_facts *once_facts;
     struct story *story;
     struct hold_facts *holds;
     struct route_facts *routes;
     struct late_facts *lates;
     uint64_t next_id, next_value;
-    uint32_t plain_count, session_count, proxy_count;
+    uint32_t plain_count, session_count, proxy_count, once_count;
     uint32_t likes[16], likes_total; /* plain clients' mix */
     uint32_t pipeline_ppm, patience_ppm;
     bool settle_done[SIM_NODES_MAX];
@@ -123,7 +136,8 @@ bool clients_settled(struct clients *cs, struct world *w);
 void clients_end(struct clients *cs, struct world *w, uint32_t patience_ms);
 
 /* ---- among clients.c, sessions.c, proxies.c ---- */
-/* One command: a line of words; @CAD stands for the script that compares and deletes.  op: see struct asked. */
+/* One command: a line of words; @CAD stands for the script that compares and deletes, @INC for one that increments. op:
+ * see struct asked. */
 void client_says(struct clients *cs, struct world *w, struct client *c, told_fn *told, uint32_t op, uint64_t a,
                  uint64_t b, const char *format, ...) __attribute__((format(printf, 8, 9)));
 /* The same, recorded in the story. */
@@ -140,6 +154,7 @@ uint64_t lease_end_us(uint64_t asked_us, uint64_t ms, int64_t rate_ppm);
 void session_begins(struct clients *cs, struct world *w, struct session *se);
 void session_acts(struct clients *cs, struct world *w, struct client *c, struct session *se);
 void session_keeps(struct clients *cs, struct world *w, struct client *c, struct session *se);
+void once_acts(struct clients *cs, struct world *w, struct client *c, struct once_client *o);
 void proxy_acts(struct clients *cs, struct world *w, struct client *c, struct proxy *p);
 void proxy_nexts(struct clients *cs, struct world *w, struct client *c, struct proxy *p);
 void proxy_next_lost(struct clients *cs, struct client *c);

@@ -7,6 +7,7 @@
 #include "lockd/core/batch.h"
 #include "lockd/core/replica.h"
 #include "tests/sim/check_late.h"
+#include "tests/sim/check_once.h"
 #include "tests/sim/check_queue.h"
 #include "tests/sim/checkers.h"
 #include "tests/sim/clients.h"
@@ -374,6 +375,7 @@ static uint64_t turn(struct world *w, uint16_t node) {
     if (w->nodes[node].dying) return wake_ms;
     check_applied_is(w, node, slot);
     if (slot != before) check_membership(w, node);
+    if (slot != before) check_once_turn(state_of(w)->clients->once_facts, w, replica_keyspace(pr->replica));
     if (slot != before) check_queue_turn(state_of(w)->queues, w, node, replica_keyspace(pr->replica));
     if (slot != before && slot % 8 == 0) check_hash(w, node);
     return wake_ms;
