@@ -319,6 +319,155 @@ START_TEST(elections_keep_no_dead_lease_alive) {
 }
 END_TEST
 
+/* ---- what it does not know, and much at once ---- */
+
+START_TEST(a_lease_it_does_not_know_has_nothing) {
+    uint64_t ttl;
+    const uint64_t id = granted(5000, "LEASE.GRANT 2000");
+    ck_assert_int_eq(keeper_renew(k, 5000, id + 1, &ttl), KEEPER_GONE);
+    ck_assert_uint_eq(keeper_remaining(k, 5000, id + 1), 0);
+    ck_assert_uint_eq(keeper_next_held(k, id + 1), 0);
+    ck_assert(!keeper_next_known(k, id + 1));
+    ck_assert(!keeper_ack_once(k, id + 1, 7));
+    ck_assert(!keeper_join_once(k, id + 1));
+    keeper_next_answered(k, id + 1, 5000);
+    ck_assert(!keeper_next_known(k, id + 1));
+    keeper_next_forget(k, id + 1);
+    /* what the log says of it changes nothing either */
+    keeper_fact(k, 5000, ks, &(struct ks_fact){.kind = KS_LEASE_RENEWED, .id = id + 1});
+    keeper_fact(k, 5000, ks, &(struct ks_fact){.kind = KS_LEASE_GONE, .id = id + 1});
+    keeper_fact(k, 5000, ks, &(struct ks_fact){.kind = KS_REPLY, .id = id});
+    ck_assert_uint_eq(keeper_remaining(k, 5000, id), 2000);
+    ck_assert_uint_eq(keeper_remaining(k, 8000, id), 0); /* past */
+}
+END_TEST
+
+/* Our first entry and the grants that came with it in one batch: they are in the state that we begin from, too. */
+START_TEST(a_lease_told_twice_is_counted_once) {
+    apply("LEASE.GRANT 2000");
+    const struct ks_fact fact = facts.facts[0];
+    keeper_lead(k, 10000, ks);
+    const uint64_t left = keeper_remaining(k, 10000, fact.id);
+    keeper_fact(k, 11000, ks, &fact);
+    ck_assert_uint_eq(keeper_remaining(k, 10000, fact.id), left);
+    due_at(10000 + left, 1, 0, 0);
+    due_at(20000, 0, 0, 0);
+}
+END_TEST
+
+START_TEST(a_call_that_is_forgotten_is_not_due) {
+    uint64_t replaced;
+    const uint64_t id = granted(5000, "LEASE.GRANT 30000"), gone = granted(5000, "LEASE.GRANT 30000");
+    keeper_next_hold(k, 5000, id, 1, &replaced);
+    keeper_next_hold(k, 5000, gone, 2, &replaced);
+    keeper_next_forget(k, id);
+    ck_assert_uint_eq(keeper_next_held(k, id), 0);
+    say_of(6000, "LEASE.REVOKE %llu", gone);
+    due_at(10000, 0, 0, 0);
+    keeper_next_hold(k, 10000, id, 3, &replaced);
+    ck_assert_uint_eq(replaced, 0);
+}
+END_TEST
+
+enum { CROWD = 2 * KEEPER_DUE_MAX + 100 };
+/* A crowd that is silent, then heard again, then gone: each is handed out once, KEEPER_DUE_MAX at most in one go. */
+START_TEST(a_crowd_is_handed_out_in_portions) {
+    static uint64_t ids[CROWD];
+    static bool seen[CROWD];
+    static const uint32_t portions[] = {KEEPER_DUE_MAX, KEEPER_DUE_MAX, CROWD - 2 * KEEPER_DUE_MAX, 0};
+    uint64_t ttl;
+    for (int i = 0; i < CROWD; i++) ids[i] = granted(5000, "LEASE.GRANT 4000");
+    for (int step = 0; step < 3; step++) { /* remaining times at half of the ttl, clearings, expiries */
+        const uint64_t at_ms = step == 0 ? 7000 : step == 1 ? 8000 : 20000;
+        if (step == 1)
+            for (int i = 0; i < CROWD; i++) ck_assert_int_eq(keeper_renew(k, 8000, ids[i], &ttl), KEEPER_PARKED);
+        memset(seen, 0, sizeof seen);
+        for (int p = 0; p < 4; p++) {
+            keeper_due(k, at_ms, &due);
+            const uint32_t count = step == 0 ? due.remaining_count : step == 1 ? due.renewed_count : due.expired_count;
+            ck_assert_uint_eq(due.remaining_count + due.renewed_count + due.expired_count, count);
+            ck_assert_uint_eq(count, portions[p]);
+            for (uint32_t i = 0; i < count; i++) {
+                const uint64_t id = step == 0 ? due.remaining[i].lease : step == 1 ? due.renewed[i] : due.expired[i];
+                const uint64_t at = id - ids[0]; /* ids are revisions, one after the other */
+                ck_assert_uint_lt(at, CROWD);
+                ck_assert(!seen[at]);
+                seen[at] = true;
+            }
+            if (p < 2) ck_assert_uint_le(keeper_wake_at(k), at_ms); /* it wants to be asked again at once */
+        }
+        ck_assert_uint_gt(keeper_wake_at(k), at_ms);
+    }
+}
+END_TEST
+
+START_TEST(held_calls_and_limits_come_in_portions) {
+    char line[128];
+    uint64_t replaced;
+    const unsigned long long mover = granted(5000, "LEASE.GRANT 3600000");
+    const uint64_t first = granted(5000, "LEASE.GRANT 3600000");
+    snprintf(line, sizeof line, "ROUTE.BIND p s LEASE %llu x PREFER x y", mover);
+    applied(5000, line);
+    const unsigned long long epoch = keyspace_revision(ks);
+    for (uint32_t i = 0; i < KEEPER_DUE_MAX + 10; i++) {
+        const uint64_t id = i == 0 ? first : granted(5000, "LEASE.GRANT 3600000");
+        snprintf(line, sizeof line, "ROUTE.GET p s LEASE %llu", (unsigned long long)id);
+        applied(5000, line);
+        keeper_next_hold(k, 5000, id, i + 1, &replaced);
+    }
+    due_at(10000, 0, 0, KEEPER_DUE_MAX);
+    due_at(10000, 0, 0, 10);
+    due_at(10000, 0, 0, 0);
+    snprintf(line, sizeof line, "ROUTE.MOVE p s %llu LEASE %llu y FORCE", epoch, mover);
+    applied(11000, line); /* none is covered: no NEXT of it was answered */
+    due_at(11000, 0, KEEPER_DUE_MAX, 0);
+    due_at(11000, 0, 10, 0);
+    due_at(11000, 0, 0, 0);
+}
+END_TEST
+
+/* What is swept out is only what nobody waits for: deadlines, held calls and limits stay, each at its time. */
+START_TEST(a_sweep_keeps_the_living_in_order) {
+    enum { COUNT = 2700, EVERY = 4, HOLDER_MS = 2500 };
+    static uint64_t ids[COUNT], end_ms[COUNT];
+    char line[128];
+    uint64_t replaced;
+    const unsigned long long mover = granted(5000, "LEASE.GRANT 3600000"), holder = granted(5000, "LEASE.GRANT 2500");
+    snprintf(line, sizeof line, "ROUTE.BIND p s LEASE %llu x PREFER x y", holder);
+    applied(5000, line);
+    const unsigned long long epoch = keyspace_revision(ks);
+    keeper_next_hold(k, 5000, holder, 1, &replaced);
+    keeper_next_answered(k, holder, 5000);
+    keeper_next_hold(k, 5000, holder, 2, &replaced);
+    snprintf(line, sizeof line, "ROUTE.MOVE p s %llu LEASE %llu y FORCE", epoch, mover);
+    applied(5000, line);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        const uint64_t ttl_ms = 1000 + i * 7919 % COUNT; /* in no order */
+        snprintf(line, sizeof line, "LEASE.GRANT %llu", (unsigned long long)ttl_ms);
+        ids[i] = granted(5000, line);
+        end_ms[i] = 5000 + ttl_ms;
+    }
+    const size_t before = heap_bytes_in_use();
+    for (int i = 0; i < COUNT; i++)
+        if (i % EVERY != 0) say_of(5000, "LEASE.REVOKE %llu", ids[i]);
+    ck_assert_uint_lt(heap_bytes_in_use(), before);
+    uint32_t ended = 0;
+    for (uint64_t t = 5001; t < 10000; t++) {
+        keeper_due(k, t, &due);
+        for (uint32_t i = 0; i < due.expired_count; i++) {
+            if (due.expired[i] == holder) continue;
+            const uint64_t at = due.expired[i] - ids[0];
+            ck_assert_uint_lt(at, COUNT);
+            ck_assert_uint_eq(end_ms[at], t);
+            ended++;
+        }
+        ck_assert_uint_eq(due.next_count, t == 5000 + HOLDER_MS / 3);
+        ck_assert_uint_eq(due.passed_count, t == 5000 + HOLDER_MS);
+    }
+    ck_assert_uint_eq(ended, COUNT / EVERY);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("keeper");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -333,6 +482,12 @@ int main(void) {
     tcase_add_test(tc, leases_renewed_in_time_cost_the_log_nothing);
     tcase_add_test(tc, a_new_leader_counts_what_is_logged);
     tcase_add_loop_test(tc, elections_keep_no_dead_lease_alive, 0, 6);
+    tcase_add_test(tc, a_lease_it_does_not_know_has_nothing);
+    tcase_add_test(tc, a_lease_told_twice_is_counted_once);
+    tcase_add_test(tc, a_call_that_is_forgotten_is_not_due);
+    tcase_add_test(tc, a_crowd_is_handed_out_in_portions);
+    tcase_add_test(tc, held_calls_and_limits_come_in_portions);
+    tcase_add_test(tc, a_sweep_keeps_the_living_in_order);
     Suite *suite = suite_create("keeper");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
