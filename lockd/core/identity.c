@@ -202,18 +202,3 @@ void identity_link_lost(struct identity *id, uint16_t peer) {
 bool identity_admitted(const struct identity *id, uint16_t peer) {
     return peer < PAXOS_NODES_MAX && id->state == IDENTITY_FORMED && id->admitted[peer];
 }
-
-const char *identity_problem_text(enum identity_problem problem) {
-    switch (problem) {
-    case IDENTITY_OK: return "ok";
-    case IDENTITY_NODE_TWICE: return "two live stores claim one node index, or one store was copied";
-    case IDENTITY_OTHER_CLUSTER: return "the peer belongs to another cluster";
-    case IDENTITY_OTHER_COUNT: return "the peer is configured with another number of nodes";
-    case IDENTITY_PEER_OUTCAST: return "the peer's store is not the one recorded for its index; it does not vote";
-    case IDENTITY_WE_ARE_OUTCAST: return "our store is not in the peer's cluster; we do not vote";
-    case IDENTITY_WRONG_NODE: return "the peer takes us for another node; an address or node index is wrong";
-    case IDENTITY_PEER_STRAY:
-        return "the peer's store has a log but no cluster record; it is damaged and does not vote";
-    }
-    return "unknown";
-}

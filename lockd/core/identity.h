@@ -94,4 +94,3 @@ bool identity_forms_alone(struct identity *id);
 /* The link to that peer is gone: neither admitted nor shown empty until it shows itself again. */
 void identity_link_lost(struct identity *id, uint16_t peer);
 bool identity_admitted(const struct identity *id, uint16_t peer);
-const char *identity_problem_text(enum identity_problem problem);

@@ -263,7 +263,6 @@ START_TEST(a_wrong_frame_is_named_and_changes_nothing) {
     ck_assert_int_eq(identity_step(&nodes[0], &m, &reply, &answer, &save), wrong[_i].want);
     ck_assert(!save);
     ck_assert_int_eq(memcmp(&before, &nodes[0], sizeof before), 0); /* a question takes nothing from the member */
-    ck_assert_ptr_nonnull(identity_problem_text(wrong[_i].want));
     /* as an answer on our own link: the member is not there any more */
     m.is_answer = true;
     m.asked_store = 100;
