@@ -122,7 +122,6 @@ void keeper_stop(struct keeper *k) {
 }
 
 void keeper_free(struct keeper *k) {
-    if (k == NULL) return;
     keeper_stop(k);
     alloc_put(k->alloc, k->heap);
     alloc_put(k->alloc, k->renewed);

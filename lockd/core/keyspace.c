@@ -63,7 +63,7 @@ struct keyspace *keyspace_new(const struct ks_config *config) {
 void keyspace_free(struct keyspace *ks) {
     if (ks == NULL) return;
     const struct alloc *alloc = ks->config.alloc;
-    if (ks->route != NULL) route_free(ks->route);
+    route_free(ks->route);
     ks_names_free(ks);
     ks_leases_free(ks);
     ks_scripts_free(ks);

@@ -200,7 +200,7 @@ static void acquire(struct ks_call *call, const struct acquire *a) {
         resp_integer(call->reply, (int64_t)call->revision);
         return;
     }
-    const bool may_wait = a->wait_ms > 0 && !call->in_script && call->origin.node != ORIGIN_NODE_NONE;
+    const bool may_wait = a->wait_ms > 0 && call->origin.node != ORIGIN_NODE_NONE;
     if (!may_wait) {
         resp_nil(call->reply);
         return;

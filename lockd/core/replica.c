@@ -204,11 +204,12 @@ void replica_save_record(struct replica *r) {
 
 void replica_chosen_frame(const struct replica *r, uint16_t peer, const struct paxos_entry *entries, uint32_t count,
                           struct buf *out) {
+    must(r->paxos != NULL); /* it is who asked for them */
     const struct frame frame = {.kind = FRAME_PAXOS,
                                 .paxos = {.kind = PAXOS_MSG_CHOSEN,
                                           .from = r->config.node,
                                           .to = peer,
-                                          .chosen = r->paxos != NULL ? paxos_chosen(r->paxos) : 0,
+                                          .chosen = paxos_chosen(r->paxos),
                                           .entries = entries,
                                           .entry_count = count}};
     frame_encode(&frame, out);
@@ -302,7 +303,6 @@ static void identity_look(struct replica *r) {
 
 static void identity_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t boot,
                            const struct identity_msg *msg) {
-    if (msg->from != peer || msg->to != r->config.node || msg->boot_id != boot) return;
     bool reply = false, want_save = false;
     struct frame answer = {.kind = FRAME_IDENTITY};
     const enum identity_problem problem = identity_step(&r->identity, msg, &reply, &answer.identity, &want_save);
@@ -555,21 +555,15 @@ static bool entries_are_batches(struct replica *r, uint16_t peer, const struct p
     return true;
 }
 
+/* Of a peer that is admitted. */
 static void take_frame(struct replica *r, uint64_t now_ms, uint16_t peer, uint64_t peer_boot,
                        const struct frame *frame) {
-    if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
-    if (frame->kind == FRAME_IDENTITY) {
-        identity_frame(r, now_ms, peer, peer_boot, &frame->identity);
-        return;
-    }
-    if (r->paxos == NULL || !identity_admitted(&r->identity, peer) || r->admitted_boot[peer] != peer_boot) return;
     r->heard_ms[peer] = now_ms;
     switch (frame->kind) {
     case FRAME_PAXOS: {
-        if (frame->paxos.from != peer || frame->paxos.to != r->config.node) return;
         if (!entries_are_batches(r, peer, &frame->paxos)) return;
         const struct paxos_input in = {.now_ms = now_ms, .kind = PAXOS_MESSAGE, .message = &frame->paxos};
-        if (paxos_step(r->paxos, &in) == PAXOS_IGNORED) return;
+        (void)!paxos_step(r->paxos, &in); /* taken or of no use: nobody is told */
         return;
     }
     case FRAME_SNAPSHOT: saving_frame(r, now_ms, peer, &frame->snapshot); return;
@@ -626,7 +620,7 @@ enum link_refusal replica_frame(struct replica *r, uint64_t now_ms, uint16_t pee
     if (frame->kind == FRAME_IDENTITY) {
         const struct identity_msg *msg = &frame->identity;
         if (msg->from != peer || msg->to != r->config.node || msg->boot_id != peer_boot) return LINK_NUMBER;
-        take_frame(r, now_ms, peer, peer_boot, frame);
+        identity_frame(r, now_ms, peer, peer_boot, msg);
         return refusal_of(r->problem[peer]);
     }
     if (!replica_admits(r, peer, peer_boot)) return r->paxos == NULL ? LINK_TAKEN : LINK_UNSHOWN;
@@ -637,7 +631,7 @@ enum link_refusal replica_frame(struct replica *r, uint64_t now_ms, uint16_t pee
 }
 
 void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
-    if (peer >= PAXOS_NODES_MAX || peer == r->config.node) return;
+    must(peer < PAXOS_NODES_MAX && peer != r->config.node);
     r->link_up[peer] = true;
     r->question_ms = now_ms; /* also to peers we have admitted: they may not have admitted us */
     identity_link_lost(&r->identity, peer);
@@ -650,7 +644,7 @@ void replica_link_up(struct replica *r, uint64_t now_ms, uint16_t peer) {
 
 void replica_link_lost(struct replica *r, uint64_t now_ms, uint16_t peer) {
     (void)now_ms;
-    if (peer >= PAXOS_NODES_MAX) return;
+    must(peer < PAXOS_NODES_MAX);
     r->link_up[peer] = false;
     saving_link_lost(r, peer);
 }

@@ -83,11 +83,18 @@ static void ask_lease_info(struct replica *r, uint64_t now_ms, struct ask *ask) 
     buf_release(&b);
 }
 
+/* The keeper knows no handle but of those. */
+static struct ask *held_next(struct replica *r, uint64_t handle) {
+    struct ask *ask;
+    HASH_FIND(hh, r->held_nexts, &handle, sizeof handle, ask);
+    must(ask != NULL);
+    return ask;
+}
+
 void ask_next_answer(struct replica *r, uint64_t lease, bool due) {
     const uint64_t handle = keeper_next_held(r->keeper, lease);
-    struct ask *ask = NULL;
-    if (handle != 0) HASH_FIND(hh, r->held_nexts, &handle, sizeof handle, ask);
-    if (ask == NULL) return;
+    if (handle == 0) return;
+    struct ask *ask = held_next(r, handle);
     uint64_t ttl_ms, acknowledged = 0;
     if (!keyspace_lease(r->ks, lease, &ttl_ms)) {
         keeper_next_forget(r->keeper, lease);
@@ -144,9 +151,8 @@ static void ask_next(struct replica *r, uint64_t now_ms, struct ask *ask) {
     HASH_ADD(hh, r->held_nexts, handle, sizeof ask->handle, ask);
     uint64_t replaced_handle;
     keeper_next_hold(r->keeper, now_ms, lease, ask->handle, &replaced_handle);
-    struct ask *replaced = NULL;
-    if (replaced_handle != 0) HASH_FIND(hh, r->held_nexts, &replaced_handle, sizeof replaced_handle, replaced);
-    if (replaced != NULL) {
+    if (replaced_handle != 0) {
+        struct ask *replaced = held_next(r, replaced_handle);
         if (origin_equal(replaced->origin, ask->origin))
             ask_free(r, replaced); /* the same call, asked again after a lost link */
         else
@@ -272,11 +278,9 @@ void ask_next_due(struct replica *r, uint64_t now_ms, uint64_t lease) {
         return;
     }
     const uint64_t handle = keeper_next_held(r->keeper, lease);
-    if (handle == 0) return;
-    struct ask *ask; /* covers nobody now: it waits for a round like any other */
-    HASH_FIND(hh, r->held_nexts, &handle, sizeof handle, ask);
+    must(handle != 0);                      /* it is due because it is held */
+    struct ask *ask = held_next(r, handle); /* covers nobody now: it waits for a round like any other */
     keeper_next_forget(r->keeper, lease);
-    if (ask == NULL) return;
     HASH_DEL(r->held_nexts, ask);
     DL_APPEND(r->asks, ask);
     ask_park_round(r, now_ms, ask);

@@ -136,16 +136,17 @@ static bool takes_room(const struct command *command) {
 
 /* The same of what a script wants to log (script.h): a lock library releases by a script. */
 static bool effects_take_room(const struct ks_effects *effects) {
-    uint64_t reads, writes, argc;
+    uint64_t reads = 0, writes = 0, argc = 0;
     if (slice_is_word(effects->argv[0], "ONCE")) return false; /* a repeat: answered from the state */
     uint32_t at = slice_is_word(effects->argv[0], "%ONCE") ? 8 : 4;
-    if (effects->argc < at || !slice_to_u64(effects->argv[at - 1], &reads) || reads > effects->argc) return true;
+    must(at <= effects->argc && slice_to_u64(effects->argv[at - 1], &reads)); /* keyspace_script wrote them just now */
     at += (uint32_t)reads * 3;
-    if (at >= effects->argc || !slice_to_u64(effects->argv[at++], &writes)) return true;
+    must(at < effects->argc && slice_to_u64(effects->argv[at++], &writes));
     for (; writes > 0; writes--) {
-        if (at + 1 >= effects->argc || !slice_to_u64(effects->argv[at], &argc) || argc > effects->argc) return true;
+        must(at + 1 < effects->argc && slice_to_u64(effects->argv[at], &argc));
         const struct command *command = command_find(effects->argv[at + 1], false);
-        if (command == NULL || takes_room(command)) return true;
+        must(command != NULL);
+        if (takes_room(command)) return true;
         at += 1 + (uint32_t)argc;
     }
     return false;
@@ -299,8 +300,7 @@ static void scripts_run(struct replica *r, uint64_t now_ms) {
                 script_end(r, job);
                 break;
             }
-            if (effects.bytes.bytes + 8u * effects.argc + 128 > r->config.batch_bytes_max ||
-                effects.argc > BATCH_ARGC_MAX) {
+            if (effects.bytes.bytes + 8u * effects.argc + 128 > r->config.batch_bytes_max) {
                 buf_clear(&r->reply);
                 resp_error(&r->reply, "ERR the effects of this script are too large: %zu bytes; it did not run",
                            effects.bytes.bytes);

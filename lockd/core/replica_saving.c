@@ -43,7 +43,7 @@ void saving_begin(struct replica *r, const struct replica_saved *saved) {
 }
 
 void saving_end(struct replica *r) {
-    if (r->saving.loaded != NULL) keyspace_free(r->saving.loaded);
+    keyspace_free(r->saving.loaded);
     snapshot_free(r->saving.snapshot);
 }
 
@@ -141,9 +141,7 @@ void replica_checkpoint_damaged(struct replica *r, paxos_slot slot) {
 }
 
 static void cut(struct replica *r, paxos_slot slot) {
-    struct saving *s = &r->saving;
-    if (slot <= s->cut) return;
-    s->cut = slot;
+    r->saving.cut = slot;
     paxos_cut(r->paxos, slot);
     r->sink.cut(r->sink.context, slot);
 }

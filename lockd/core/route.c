@@ -68,7 +68,6 @@ struct route *route_new(struct keyspace *ks) {
 }
 
 void route_free(struct route *r) {
-    if (r == NULL) return;
     while (r->waits != NULL) wait_end(r, r->waits);
     while (r->reports != NULL) report_end(r, r->reports);
     while (r->stalls != NULL) {
@@ -106,13 +105,10 @@ void route_free(struct route *r) {
 
 /* ---- arguments: each appends the error and returns false ---- */
 
-/* Scripts run on a copy of the keyspace that has no bindings. */
-static struct route *route_of(struct ks_call *call) {
+/* Scripts run on a copy of the keyspace that has no bindings, and script_allows keeps our commands out of them. */
+static struct route *route_of(const struct ks_call *call) {
     struct route *r = keyspace_route(call->ks);
-    if (r == NULL || call->in_script) {
-        resp_error(call->reply, "ERR ROUTE commands are not allowed in scripts");
-        return NULL;
-    }
+    must(r != NULL && !call->in_script);
     return r;
 }
 
@@ -219,7 +215,7 @@ void route_bind(struct ks_call *call) {
     struct slice pool, session, shard;
     uint64_t lease;
     uint8_t first = 0;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
+    if (!arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_lease(call, 3, &lease) || !arg_shard(r, call, &shard, &first))
         return;
     struct member *m = route_member_join(r, lease);
@@ -234,8 +230,7 @@ void route_get(struct ks_call *call) {
     struct route *r = route_of(call);
     struct slice pool, session;
     uint64_t lease;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
-        !ks_arg_lease(call, 3, &lease))
+    if (!arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) || !ks_arg_lease(call, 3, &lease))
         return;
     struct member *m = route_member_join(r, lease);
     struct record *rec = route_record_find(r, pool, session);
@@ -261,7 +256,7 @@ void route_move(struct ks_call *call) {
     struct route *r = route_of(call);
     struct slice pool, session, target;
     uint64_t epoch, lease;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
+    if (!arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease) ||
         !arg_name(call, 6, "target", &target))
         return;
@@ -327,7 +322,7 @@ void route_drop(struct ks_call *call) {
     struct route *r = route_of(call);
     struct slice pool, session;
     uint64_t epoch, lease;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
+    if (!arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "session", &session) ||
         !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease))
         return;
     const struct record *rec = route_record_find(r, pool, session);
@@ -342,7 +337,7 @@ void route_touch(struct ks_call *call) {
     struct slice pool, session;
     uint64_t lease;
     const uint32_t from = 4;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !ks_arg_lease(call, 2, &lease)) return;
+    if (!arg_name(call, 1, "pool", &pool) || !ks_arg_lease(call, 2, &lease)) return;
     for (uint32_t i = from; i < call->argc; i++)
         if (!arg_name(call, i, "session", &session)) return;
     for (uint32_t i = from; i < call->argc; i++)
@@ -359,7 +354,7 @@ void route_suspect(struct ks_call *call) {
     struct route *r = route_of(call);
     struct slice pool, backend;
     uint64_t epoch, lease;
-    if (r == NULL || !arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "backend", &backend) ||
+    if (!arg_name(call, 1, "pool", &pool) || !arg_name(call, 2, "backend", &backend) ||
         !ks_arg_u64(call, 3, "epoch", 0, UINT64_MAX, &epoch) || !ks_arg_lease(call, 4, &lease))
         return;
     if (epoch != 0) {
@@ -390,7 +385,7 @@ void route_suspect(struct ks_call *call) {
 void route_join(struct ks_call *call) {
     struct route *r = route_of(call);
     uint64_t lease;
-    if (r == NULL || !ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease)) return;
+    if (!ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease)) return;
     if (ks_lease_exists(r->ks, lease)) route_member_join(r, lease); /* it may have ended since that was proposed */
     resp_ok(call->reply);
 }
@@ -398,8 +393,7 @@ void route_join(struct ks_call *call) {
 void route_ack(struct ks_call *call) {
     struct route *r = route_of(call);
     uint64_t lease, serial;
-    if (r == NULL || !ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease) ||
-        !ks_arg_u64(call, 2, "serial", 0, UINT64_MAX, &serial))
+    if (!ks_arg_u64(call, 1, "lease", 0, UINT64_MAX, &lease) || !ks_arg_u64(call, 2, "serial", 0, UINT64_MAX, &serial))
         return;
     struct member *m = route_member_find(r, lease);
     if (m != NULL) {
@@ -416,7 +410,6 @@ void route_ack(struct ks_call *call) {
 void route_passed(struct ks_call *call) {
     struct route *r = route_of(call);
     uint64_t asked, lease;
-    if (r == NULL) return;
     for (uint32_t i = 1; i + 1 < call->argc; i += 2) {
         if (!ks_arg_u64(call, i, "asked", 0, UINT64_MAX, &asked) ||
             !ks_arg_u64(call, i + 1, "lease", 0, UINT64_MAX, &lease))

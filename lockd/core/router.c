@@ -409,8 +409,9 @@ void router_write_reply(struct router *rt, uint64_t seq, struct slice reply) {
     if (q == NULL) return;
     struct request *ended = q->ends != 0 ? write_find(rt, q->ends) : NULL;
     finish(rt, q, reply, false);
-    /* The log says no more about that wait, and nobody asks. */
-    if (ended != NULL && ended->client == NULL) finish(rt, ended, reply, false);
+    if (ended == NULL) return;
+    must(ended->client == NULL); /* it was left: the log says no more about that wait, and nobody asks */
+    finish(rt, ended, reply, false);
 }
 
 void router_write_refused(struct router *rt, uint64_t seq, struct ballot ballot, struct slice reply) {
@@ -497,9 +498,9 @@ static void give_up(struct router *rt, struct request *q) {
     buf_release(&b);
 }
 
-/* As if it had just come. */
+/* As if it had just come: one of ours, for no client. */
 static void restart(struct router *rt, struct request *q) {
-    if (q->client != NULL) running_change(q->client, q, -1);
+    must(q->client == NULL);
     unlist(rt, q);
     start(rt, q);
 }
@@ -745,7 +746,6 @@ uint32_t router_pending(const struct router *rt) {
 }
 
 void router_free(struct router *rt) {
-    if (rt == NULL) return;
     struct client *c, *next;
     HASH_ITER(hh, rt->clients, c, next) router_client_gone(rt, 0, c->id);
     struct request *q, *after;

@@ -48,7 +48,6 @@ struct snapshot *snapshot_new(const struct snapshot_config *config, const struct
 }
 
 void snapshot_free(struct snapshot *s) {
-    if (s == NULL) return;
     buf_release(&s->bytes);
     alloc_put(s->config.alloc, s);
 }

@@ -448,11 +448,12 @@ static bool serves_loosely(const struct bindings *b, const struct bindings_entry
     return b->loose && !is_exclusive(b, e);
 }
 
-/* All of the shard are down here.  The first that most proxies think well of: our view is the odd one, then. */
+/* All of the shard, which is one of members (want_shard), are down here.  The first that most proxies think well of:
+ * our view is the odd one, then. */
 static uint16_t only_we_suspect(const struct bindings *b, const struct bindings_entry *e) {
     const struct pool *p = pool_of(b, e);
     for (uint32_t i = 0; i < e->shard_count; i++)
-        if (e->shard[i] != PLACEMENT_NONE && p->states[e->shard[i]].suspicion == NOT_ENOUGH) return e->shard[i];
+        if (p->states[e->shard[i]].suspicion == NOT_ENOUGH) return e->shard[i];
     return PLACEMENT_NONE;
 }
 
@@ -757,7 +758,6 @@ struct bindings *bindings_new(const struct bindings_config *config, uint64_t now
 }
 
 void bindings_free(struct bindings *b) {
-    if (b == NULL) return;
     struct bindings_entry *e, *next;
     HASH_CLEAR(by_op, b->by_op);
     HASH_ITER(by_key, b->by_key, e, next) {

@@ -9,7 +9,7 @@ static enum key_verdict verdict_of(struct slice key, struct slice *ret_key) {
 /* The line rules from the first up to `limit`, on one line.  An empty capture is no match (K1). */
 static bool line_matches(const struct key_config *config, uint32_t limit, struct slice line, struct slice *ret_key) {
     for (uint32_t r = 0; r < limit; r++) {
-        if (config->rules[r].kind != KEY_LINE) continue;
+        must(config->rules[r].kind == KEY_LINE);
         if (config->rules[r].match(config->rules[r].context, line, ret_key) && ret_key->bytes > 0) return true;
     }
     return false;

@@ -28,8 +28,8 @@ double placement_score(struct slice pool, struct slice session, struct slice nam
     uint64_t hash = XXH3_64bits(pool.data, pool.bytes);
     hash = XXH3_64bits_withSeed(session.data, session.bytes, hash);
     hash = XXH3_64bits_withSeed(name.data, name.bytes, hash);
-    const double distance = minus_ln(hash);
-    return (double)weight / (distance > 0.0 ? distance : 2.7e-20);
+    const double distance = minus_ln(hash); /* never 0 */
+    return (double)weight / distance;
 }
 
 static bool name_before(struct slice a, struct slice b) {
