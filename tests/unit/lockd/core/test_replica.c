@@ -6,7 +6,7 @@
 #include "common/io/heap.h"
 #include "lockd/core/replica.h"
 
-enum { NODES = 3, SLOTS = 4096, CLIENTS = 64, DISK_MS = 2, LINK_MS = 1 };
+enum { NODES = 3, SLOTS = 4096, CLIENTS = 80, DISK_MS = 2, LINK_MS = 1 };
 
 struct packet {
     uint64_t at_ms;
@@ -49,6 +49,12 @@ static char replies[CLIENTS][8192];
 static struct buf scratch;
 static uint64_t checkpoint_bytes, disk_reserve;
 static bool checkpoints_fail;
+static bool whole_logs;         /* nodes that keep their whole log */
+static size_t backlogs[NODES];  /* on every link to that node */
+static char last_answer[512];   /* of FRAME_ANSWER: the reply, or "refused" */
+static char noted[1 << 16];     /* what the nodes said, line by line */
+static bool names_reach[NODES]; /* that node is configured with the addresses of all */
+static const char *const addresses[] = {"one:7000", "two:7000", "three:7000"};
 
 static void sink_save(void *context, uint64_t batch, const struct paxos_output *out,
                       const struct identity_record *record) {
@@ -74,9 +80,19 @@ static void sink_save(void *context, uint64_t batch, const struct paxos_output *
 
 static void sink_send(void *context, uint16_t peer, struct slice frame) {
     const struct test_node *n = context;
-    enum { KIND_AT = FRAME_HEAD_BYTES + 8 + 1 };
-    answers += frame.data[KIND_AT] == FRAME_ANSWER;
-    paxos_frames += frame.data[KIND_AT] == FRAME_PAXOS;
+    static struct frame_scratch frame_scratch;
+    struct frame sent;
+    size_t used;
+    ck_assert_int_eq(frame_decode(frame.data, frame.bytes, &sent, &frame_scratch, &used), FRAME_OK);
+    paxos_frames += sent.kind == FRAME_PAXOS;
+    if (sent.kind == FRAME_ANSWER) {
+        const struct answer *a = &sent.answer;
+        answers++;
+        if (a->kind == ANSWER_REFUSED)
+            strcpy(last_answer, "refused");
+        else
+            snprintf(last_answer, sizeof last_answer, "%.*s", (int)a->reply.bytes, a->reply.data);
+    }
     struct packet *p = malloc(sizeof *p + frame.bytes);
     p->at_ms = now_ms + LINK_MS;
     p->from = (uint16_t)(n - nodes);
@@ -116,8 +132,19 @@ static void sink_fetch(void *context, uint16_t peer, paxos_slot from_slot, paxos
 }
 
 static void sink_note(void *context, char level, const char *text) {
-    (void)context, (void)level, (void)text;
+    (void)context;
+    if (strlen(noted) + strlen(text) + 4 < sizeof noted) sprintf(noted + strlen(noted), "%c %s\n", level, text);
     if (getenv("VERBOSE")) fprintf(stderr, "# %llu %c %s\n", (unsigned long long)now_ms, level, text);
+}
+
+static size_t sink_backlog(void *context, uint16_t peer) {
+    (void)context;
+    return backlogs[peer];
+}
+static uint32_t times_noted(const char *what) {
+    uint32_t count = 0;
+    for (const char *at = noted; (at = strstr(at, what)) != NULL; at++) count++;
+    return count;
 }
 
 static int file_put(void *context, struct slice bytes) {
@@ -209,7 +236,8 @@ static void node_start(uint16_t index) {
                                     .request_bytes_max = 1 << 19,
                                     .checkpoint_bytes = checkpoint_bytes,
                                     .disk_reserve = disk_reserve,
-                                    .version = "test"};
+                                    .version = "test",
+                                    .node_addresses = names_reach[index] ? addresses : NULL};
     ks_settings_default(&config.settings);
     struct paxos_entry accepted[64];
     n->saved.paxos.accepted = accepted;
@@ -219,17 +247,25 @@ static void node_start(uint16_t index) {
         if (n->slots[s].there)
             accepted[n->saved.paxos.accepted_count++] = (struct paxos_entry){
                 .slot = s, .ballot = n->slots[s].ballot, .value = slice_of(n->slots[s].value, n->slots[s].bytes)};
-    const struct replica_sink sink = {.context = n,
-                                      .save = sink_save,
-                                      .send = sink_send,
-                                      .reply = sink_reply,
-                                      .hang_up = sink_hang_up,
-                                      .fetch = sink_fetch,
-                                      .note = sink_note,
-                                      .checkpoint = sink_checkpoint,
-                                      .cut = sink_cut,
-                                      .snapshot_read = sink_snapshot_read,
-                                      .install = sink_install};
+    struct replica_sink sink = {.context = n,
+                                .save = sink_save,
+                                .send = sink_send,
+                                .reply = sink_reply,
+                                .hang_up = sink_hang_up,
+                                .fetch = sink_fetch,
+                                .note = sink_note,
+                                .checkpoint = sink_checkpoint,
+                                .cut = sink_cut,
+                                .snapshot_read = sink_snapshot_read,
+                                .install = sink_install,
+                                .backlog = sink_backlog};
+    if (whole_logs) {
+        sink.checkpoint = NULL;
+        sink.cut = NULL;
+        sink.snapshot_read = NULL;
+        sink.install = NULL;
+        sink.backlog = NULL;
+    }
     char error[128];
     n->new_slot = 0;
     n->replica = replica_new(&config, &n->saved, &sink);
@@ -760,7 +796,9 @@ START_TEST(an_entry_that_is_no_batch_stays_out_of_the_log) {
                                           .slot_last = slot,
                                           .entries = &garbage,
                                           .entry_count = 1}};
-    replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &frame);
+    for (int i = 0; i < 3; i++)
+        ck_assert_int_eq(replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &frame), LINK_TAKEN);
+    ck_assert_uint_eq(times_noted("e peer nonsense"), 2); /* at the first, the second, the fourth ... */
     nodes[other].wake_ms = now_ms;
     run(100);
     expect(other, 1, "SET a 2", "+OK\r\n");
@@ -819,6 +857,411 @@ START_TEST(a_node_cut_off_answers_from_its_own_state) {
     expect(other, 1, "READWRITE", "+OK\r\n");
     expect(other, 1, "GET a", "$1\r\n2\r\n");
     replica_client_gone(nodes[other].replica, now_ms, 1);
+}
+END_TEST
+
+/* ---- what peers and clients may send, and no node of ours does ---- */
+
+static uint32_t words_of(const char *line, char *text, size_t text_bytes, struct slice *argv) {
+    uint32_t argc = 0;
+    snprintf(text, text_bytes, "%s", line);
+    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) argv[argc++] = slice_str(word);
+    return argc;
+}
+
+static const struct {
+    const char *line, *answer;
+} asked[] = {
+    {"GET a", "$-1\r\n"},
+    {"SET a 1", "-ERR the leader does not know this command\r\n"}, /* no read */
+    {"NOSUCH", "-ERR the leader does not know this command\r\n"},
+    {"NODE.TRANSFER 1", "-ERR syntax error: NODE.TRANSFER [number]\r\n"}, /* as its origin got it */
+    {"NODE.TRANSFER x 1 1", "-ERR syntax error: NODE.TRANSFER [number]\r\n"},
+    {"NODE.TRANSFER 1 x 1", "-ERR syntax error: NODE.TRANSFER [number]\r\n"},
+    {"NODE.TRANSFER 1 1 x", "-ERR syntax error: NODE.TRANSFER [number]\r\n"},
+    {"NODE.TRANSFER 1 1 65536", "-ERR syntax error: NODE.TRANSFER [number]\r\n"},
+    {"NODE.TRANSFER 10 1 1", "-ERR there is no such voter to lead, or none was heard lately\r\n"},
+    {"LEASE.INFO x", "-ERR id is not an integer or out of range\r\n"},
+    {"LEASE.KEEPALIVE 1 x", "-ERR id is not an integer or out of range\r\n"},
+    {"ROUTE.NEXT LEESE 1 0", "-ERR syntax error: expected LEASE\r\n"},
+    {"ROUTE.NEXT LEASE x 0", "-ERR id and serial are integers\r\n"},
+    {"ROUTE.NEXT LEASE 1 x", "-ERR id and serial are integers\r\n"},
+    {"ROUTE.NEXT LEASE 1 0", "-NOLEASE that lease is gone\r\n"},
+};
+START_TEST(what_is_asked_of_the_leader_is_looked_at) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    char text[256];
+    struct slice argv[8];
+    const uint32_t argc = words_of(asked[_i].line, text, sizeof text, argv);
+    forward(l, other, FORWARD_READ, 1000, 0, argc, argv);
+    run(10);
+    ck_assert_str_eq(last_answer, asked[_i].answer);
+    ck_assert_int_eq(leader(), l);
+    expect(other, 1, "SET a 1", "+OK\r\n");
+}
+END_TEST
+
+/* Internal commands are the leader's own, but for one.  The others are answered through the log and do nothing, and
+ * what its origin says after them is taken. */
+static const char *const not_yours[] = {"%EXPIRE LEASE", "%RENEWED LEASE", "%DEQUEUE 1 2", "NOSUCH", "SET a"};
+START_TEST(a_forwarded_write_that_is_none_does_nothing) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    char text[256], id[24], line[64], reply[64];
+    struct slice argv[8];
+    const long long lease = granted(l, 1, "LEASE.GRANT 60000");
+    snprintf(id, sizeof id, "%lld", lease);
+    const uint32_t argc = words_of(not_yours[_i], text, sizeof text, argv);
+    for (uint32_t i = 0; i < argc; i++)
+        if (slice_is_word(argv[i], "LEASE")) argv[i] = slice_str(id);
+    const paxos_slot before = paxos_chosen(replica_paxos(nodes[l].replica));
+    forward(l, other, FORWARD_WRITE, 1000, 0, argc, argv);
+    run(100);
+    ck_assert_uint_eq(paxos_chosen(replica_paxos(nodes[l].replica)), before + 1);
+    const struct slice set[] = {slice_str("SET"), slice_str("last"), slice_str("1")};
+    forward(l, other, FORWARD_WRITE, 1001, 1000, 3, set);
+    run(100);
+    expect(l, 1, "GET last", "$1\r\n1\r\n");
+    snprintf(line, sizeof line, "LEASE.KEEPALIVE %lld", lease);
+    snprintf(reply, sizeof reply, "*1\r\n:60000\r\n");
+    expect(other, 1, line, reply);
+}
+END_TEST
+
+START_TEST(a_peer_is_believed_only_as_itself) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+    struct replica *r = nodes[l].replica;
+    const uint64_t boot = nodes[other].boot;
+    const struct slice get[] = {slice_str("GET"), slice_str("a")};
+    struct frame f = {.kind = FRAME_FORWARD,
+                      .forward = {.kind = FORWARD_READ,
+                                  .ballot = paxos_ballot(replica_paxos(r)),
+                                  .boot = boot,
+                                  .seq = 1000,
+                                  .argc = 2,
+                                  .argv = get}};
+    ck_assert_int_eq(replica_frame(r, now_ms, PAXOS_NODES_MAX, boot, &f), LINK_NUMBER);
+    ck_assert_int_eq(replica_frame(r, now_ms, l, boot, &f), LINK_NUMBER); /* us */
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot + 1, &f), LINK_UNSHOWN);
+    ck_assert(replica_admits(r, other, boot));
+    ck_assert(!replica_admits(r, other, boot + 1));
+    ck_assert(!replica_admits(r, 7, boot));
+    f.forward.boot = boot + 1; /* in the name of another life */
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot, &f), LINK_TAKEN);
+    f = (struct frame){.kind = FRAME_HELLO, .hello = {.from = other, .to = l, .boot = boot}};
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot, &f), LINK_TAKEN);
+    answers = 0;
+    nodes[l].wake_ms = now_ms;
+    run(10);
+    ck_assert_uint_eq(answers, 0);
+    f = (struct frame){.kind = FRAME_PAXOS, .paxos = {.kind = PAXOS_MSG_CHOSEN, .from = third, .to = l}};
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot, &f), LINK_NUMBER);
+    f.paxos.from = other;
+    f.paxos.to = third;
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot, &f), LINK_NUMBER);
+    f.paxos.to = l;
+    ck_assert_int_eq(replica_frame(r, now_ms, other, boot, &f), LINK_TAKEN);
+    expect(third, 1, "SET a 1", "+OK\r\n");
+}
+END_TEST
+
+/* A question of a peer, as it would be honest; each row changes one thing. */
+enum wrong { AS_IT_IS, FROM, TO, BOOT, OUR_STORE, NO_STORE, STRAY, EMPTY, CLUSTER };
+static const struct {
+    enum wrong what;
+    enum link_refusal refusal;
+} introductions[] = {{AS_IT_IS, LINK_TAKEN}, {FROM, LINK_NUMBER},     {TO, LINK_NUMBER},
+                     {BOOT, LINK_NUMBER},    {OUR_STORE, LINK_TWICE}, {NO_STORE, LINK_NUMBER},
+                     {STRAY, LINK_MEMBER},   {EMPTY, LINK_MEMBER},    {CLUSTER, LINK_CLUSTER}};
+START_TEST(who_introduces_itself_wrongly_is_refused) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    struct frame f = {.kind = FRAME_IDENTITY,
+                      .identity = {.from = other,
+                                   .to = l,
+                                   .node_count = 3,
+                                   .store_id = nodes[other].store_id,
+                                   .boot_id = nodes[other].boot,
+                                   .record = nodes[other].saved.record}};
+    struct identity_msg *m = &f.identity;
+    switch (introductions[_i].what) {
+    case AS_IT_IS: break;
+    case FROM: m->from = (uint16_t)((l + 2) % 3); break;
+    case TO: m->to = other; break;
+    case BOOT: m->boot_id++; break;
+    case OUR_STORE: m->store_id = nodes[l].store_id; break;
+    case NO_STORE: m->store_id = 0; break;
+    case STRAY:
+        m->record.cluster_id = 0;
+        m->stray = true;
+        break;
+    case EMPTY:
+        m->record.cluster_id = 0;
+        m->store_id = 999;
+        break;
+    case CLUSTER: m->record.cluster_id++; break;
+    }
+    ck_assert_int_eq(replica_frame(nodes[l].replica, now_ms, other, nodes[other].boot, &f), introductions[_i].refusal);
+    nodes[l].wake_ms = now_ms;
+    run(100);
+    ck_assert_int_eq(leader(), l);
+    expect(other, 1, "SET a 1", "+OK\r\n");
+}
+END_TEST
+
+/* Nobody is formed yet. */
+START_TEST(a_joining_node_compares_counts_and_may_be_told_that_it_is_out) {
+    node_count = 3;
+    now_ms = 1000;
+    scratch.alloc = heap_alloc();
+    node_start(0);
+    run(100);
+    struct replica *r = nodes[0].replica;
+    struct frame f = {
+        .kind = FRAME_IDENTITY,
+        .identity = {.is_answer = true, .from = 1, .to = 0, .node_count = 5, .store_id = 101, .boot_id = 55}};
+    ck_assert_int_eq(replica_frame(r, now_ms, 1, 55, &f), LINK_COUNT);
+    const struct frame early = {.kind = FRAME_HELLO};
+    ck_assert_int_eq(replica_frame(r, now_ms, 1, 55, &early), LINK_TAKEN); /* it cannot have shown itself to us yet */
+    say(0, 1, "INFO replication");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "holdfast_role:joining\r\n"));
+    const uint64_t stores[] = {999, 101, 102};
+    f.identity.record.cluster_id = 70;
+    membership_founding(&f.identity.record.members, 3, stores);
+    ck_assert_int_eq(replica_frame(r, now_ms, 1, 55, &f), LINK_TAKEN); /* nothing is wrong with it, but with us */
+    nodes[0].wake_ms = now_ms;
+    run(1);
+    ck_assert_int_eq((int)replica_identity(r), IDENTITY_OUTCAST);
+    say(0, 1, "INFO replication");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "holdfast_role:outcast\r\n"));
+}
+END_TEST
+
+/* An answer is for one life of ours and one ballot. */
+START_TEST(an_answer_that_is_not_for_us_is_none) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    expect(other, 1, "SET a 1", "+OK\r\n");
+    expect(other, 1, "GET a", "$1\r\n1\r\n");
+    paused[l] = true; /* so that only we answer */
+    say(other, 1, "GET a");
+    run(1);
+    const struct ballot ballot = paxos_ballot(replica_paxos(nodes[l].replica));
+    struct frame f = {.kind = FRAME_ANSWER,
+                      .answer = {.kind = ANSWER_REPLY,
+                                 .of = FORWARD_READ,
+                                 .ballot = ballot,
+                                 .boot = nodes[other].boot + 1,
+                                 .reply = slice_str("+WRONG\r\n")}};
+    for (uint64_t seq = 1; seq < 20; seq++) {
+        f.answer.seq = seq;
+        f.answer.boot = nodes[other].boot + 1;
+        f.answer.ballot = ballot;
+        ck_assert_int_eq(replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &f), LINK_TAKEN);
+        f.answer.boot = nodes[other].boot;
+        f.answer.ballot.round = ballot.round + 1;
+        ck_assert_int_eq(replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &f), LINK_TAKEN);
+    }
+    run(50);
+    paused[l] = false;
+    run(100);
+    ck_assert_str_eq(take(1), "$1\r\n1\r\n");
+}
+END_TEST
+
+START_TEST(a_node_says_what_it_is) {
+    for (int i = 0; i < NODES; i++) names_reach[i] = true;
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+    char want[256];
+    say(l, 1, "INFO replication");
+    say(other, 2, "NODE.STATUS");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "holdfast_role:leader\r\n"));
+    const char *status = take(2);
+    ck_assert_ptr_nonnull(strstr(status, "$4\r\nrole\r\n$8\r\nfollower\r\n"));
+    for (uint16_t i = 0; i < 3; i++) { /* the log has the addresses that the founder was configured with */
+        snprintf(want, sizeof want, "*4\r\n:%u\r\n$5\r\nvoter\r\n$16\r\n%016llx\r\n$%zu\r\n%s\r\n", i + 1u,
+                 (unsigned long long)nodes[i].store_id, strlen(addresses[i]), addresses[i]);
+        ck_assert_msg(strstr(status, want) != NULL, "%s", status);
+        ck_assert_str_eq(keyspace_members(replica_keyspace(nodes[third].replica))->addresses[i], addresses[i]);
+    }
+    node_kill(l);
+    node_kill(third);
+    run(2000);
+    say(other, 1, "INFO replication");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "holdfast_role:candidate\r\n"));
+}
+END_TEST
+
+START_TEST(a_connection_is_what_it_says) {
+    start_all(1);
+    static char big[(1 << 19) + 1];
+    memset(big, 'v', sizeof big);
+    const struct slice set[] = {slice_str("SET"), slice_str("big"), slice_of(big, sizeof big)},
+                       no_name[] = {slice_str("CLIENT"), slice_str("SETNAME"), slice_of("", 0)},
+                       no_id[] = {slice_str("LEASE.KEEPALIVE"), slice_of("", 0)};
+    replica_command(nodes[0].replica, now_ms, 0, 1, 3, set);
+    nodes[0].wake_ms = now_ms;
+    run(10);
+    ck_assert_str_eq(take(1), "-ERR the command is too long: 524295 bytes, request-bytes-max is 524288\r\n");
+    expect(0, 1, "GET big", "$-1\r\n");
+    expect(0, 2, "READWRITE", "+OK\r\n"); /* which it was anyway */
+    expect(0, 2, "CLIENT SETNAME me", "+OK\r\n");
+    expect(0, 2, "CLIENT GETNAME", "$2\r\nme\r\n");
+    replica_command(nodes[0].replica, now_ms, 0, 2, 3, no_name);
+    expect(0, 2, "CLIENT GETNAME", "+OK\r\n$-1\r\n");
+    replica_command(nodes[0].replica, now_ms, 0, 2, 2, no_id);
+    expect(0, 2, "PING", "-ERR id is not an integer or out of range\r\n+PONG\r\n");
+    expect(0, 2, "WAITREV 1 x", "-ERR revision and ms are integers, 0 or more\r\n");
+}
+END_TEST
+
+/* ---- at the leader ---- */
+
+/* Who reads at the very moment at which a key ends gets its answer when the log says so: no value after a nil, and
+ * nothing is lost (T3). */
+START_TEST(a_key_that_is_due_is_read_when_the_log_has_ended_it) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader();
+    const struct slice eval[] = {slice_str("EVAL"), slice_str("return redis.call('GET', KEYS[1]) or 'none'"),
+                                 slice_str("1"), slice_str("a")};
+    expect(l, 1, "SET a 1 PX 400", "+OK\r\n");
+    uint32_t late = 0;
+    for (int i = 0; i < 300; i++) {
+        const size_t before = strlen(replies[2]);
+        say(l, 2, "GET a");
+        replica_command(nodes[l].replica, now_ms, 0, 3, 4, eval);
+        run(1);
+        late += strlen(replies[2]) == before;
+    }
+    run(3000); /* of the scripts one runs at a time */
+    ck_assert_uint_gt(late, 0);
+    static const char *const words[2][2] = {{"$1\r\n1\r\n", "$-1\r\n"}, {"$1\r\n1\r\n", "$4\r\nnone\r\n"}};
+    for (uint64_t client = 2; client < 4; client++) {
+        uint32_t counts[2] = {0};
+        const char *at = take(client);
+        for (int which = 0; which < 2; which++)
+            for (; strncmp(at, words[client - 2][which], strlen(words[client - 2][which])) == 0; counts[which]++)
+                at += strlen(words[client - 2][which]);
+        ck_assert_str_eq(at, "");
+        ck_assert_uint_eq(counts[0] + counts[1], 300);
+        ck_assert(counts[0] > 0 && counts[1] > 0);
+    }
+}
+END_TEST
+
+START_TEST(a_held_next_ends_with_its_lease_or_by_a_newer_one) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    char line[64];
+    const long long id = granted(l, 1, "LEASE.GRANT 60000");
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 0", id);
+    expect(other, 2, line, "*2\r\n:60000\r\n:0\r\n");
+    expect(other, 2, line, ""); /* waits for news */
+    expect(l, 3, line, "");
+    ck_assert_str_eq(take(2), "-ERR a newer ROUTE.NEXT of the same lease took its place\r\n");
+    snprintf(line, sizeof line, "ROUTE.NEXT LEASE %lld 99999", id);
+    expect(l, 4, line, "-ERR serial is higher than any this cluster gave out\r\n");
+    ck_assert_str_eq(take(3), "");
+    snprintf(line, sizeof line, "LEASE.REVOKE %lld", id);
+    expect(other, 4, line, ":1\r\n");
+    ck_assert_str_eq(take(3), "-NOLEASE that lease is gone\r\n");
+}
+END_TEST
+
+/* The leader lets go, and nobody takes it: the next one is asked in its turn, and says that it cannot be. */
+START_TEST(a_transfer_to_a_node_that_hangs_is_given_up) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+    char line[64];
+    paused[other] = true;
+    snprintf(line, sizeof line, "NODE.TRANSFER %u", other + 1u);
+    say(third, 1, line);
+    say(third, 2, "SET a 1");
+    run(600);
+    ck_assert_str_eq(take(1), "");
+    run(900);
+    ck_assert_str_eq(take(1), "-ERR that node did not catch up in time; the leader leads on\r\n");
+    ck_assert_str_eq(take(2), "+OK\r\n");
+    ck_assert(leader() == l || leader() == third);
+}
+END_TEST
+
+START_TEST(a_script_whose_effects_fit_no_batch_does_nothing) {
+    start_all(1);
+    static char value[400000];
+    memset(value, 'v', sizeof value);
+    const struct slice eval[] = {slice_str("EVAL"),
+                                 slice_str("for i = 1, 3 do redis.call('SET', KEYS[i], ARGV[1]) end"),
+                                 slice_str("3"),
+                                 slice_str("a"),
+                                 slice_str("b"),
+                                 slice_str("c"),
+                                 slice_of(value, sizeof value)};
+    replica_command(nodes[0].replica, now_ms, 0, 1, 7, eval);
+    nodes[0].wake_ms = now_ms;
+    run(100);
+    const char *got = take(1);
+    ck_assert_msg(strncmp(got, "-ERR the effects of this script are too large: 12", 49) == 0, "%s", got);
+    expect(0, 1, "EXISTS a b c", ":0\r\n");
+    expect(0, 1, "SET a 1", "+OK\r\n");
+}
+END_TEST
+
+/* A node that does not take what we have for it costs us no memory; it catches up from the store. */
+START_TEST(a_peer_that_takes_nothing_is_left_out) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), slow = (uint16_t)((l + 1) % 3);
+    expect(l, 1, "SET a 0", "+OK\r\n");
+    backlogs[slow] = 17 << 20;
+    uint32_t entries = 0;
+    for (int i = 0; i < 5; i++) {
+        say(l, 1, "INCR a");
+        run(1);
+        for (const struct packet *p = packets; p != NULL; p = p->next) {
+            struct frame f;
+            static struct frame_scratch frame_scratch;
+            size_t used;
+            ck_assert_int_eq(frame_decode(p->data, p->bytes, &f, &frame_scratch, &used), FRAME_OK);
+            if (p->to == slow && f.kind == FRAME_PAXOS && f.paxos.kind == PAXOS_MSG_ACCEPT)
+                entries += f.paxos.entry_count;
+        }
+        run(20);
+    }
+    ck_assert_str_eq(take(1), ":1\r\n:2\r\n:3\r\n:4\r\n:5\r\n");
+    ck_assert_uint_eq(entries, 0);
+    backlogs[slow] = 0;
+    run(1000);
+    ck_assert_uint_eq(keyspace_hash(replica_keyspace(nodes[slow].replica)),
+                      keyspace_hash(replica_keyspace(nodes[l].replica)));
+}
+END_TEST
+
+/* The disks were looked at before the cluster had formed. */
+START_TEST(a_disk_that_is_full_from_the_start_counts) {
+    disk_reserve = 1000;
+    node_count = 3;
+    now_ms = 1000;
+    scratch.alloc = heap_alloc();
+    for (uint16_t i = 0; i < 3; i++) {
+        node_start(i);
+        replica_disk_free(nodes[i].replica, i == 0 ? 5000 : 10);
+    }
+    run(3000);
+    say(0, 1, "SET a 1");
+    run(200);
+    ck_assert_int_eq(strncmp(take(1), "-DISKFULL", 9), 0);
+    say(0, 1, "INFO persistence");
+    say(1, 2, "INFO persistence");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "disk_free_bytes:5000\r\n"));
+    ck_assert_ptr_nonnull(strstr(take(2), "disk_free_bytes:10\r\n"));
 }
 END_TEST
 
@@ -1057,6 +1500,211 @@ START_TEST(a_checkpoint_is_made_when_asked_for) {
     ck_assert_str_eq(take(2), "+OK\r\n");
     ck_assert_str_eq(take(3), "+OK\r\n");
     ck_assert_uint_eq(nodes[l].checkpoints, 5);
+}
+END_TEST
+
+START_TEST(who_keeps_the_whole_log_makes_no_checkpoint) {
+    whole_logs = true;
+    start_all_with_checkpoints(1000);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    expect(l, 1, "SNAPSHOT.SAVE", "-ERR this node keeps its whole log and makes no checkpoints\r\n");
+    node_kill(other);
+    write_much(l, 20);
+    ck_assert_uint_eq(nodes[l].checkpoints + nodes[l].saved.paxos.cut, 0);
+    const struct frame offer = {.kind = FRAME_SNAPSHOT,
+                                .snapshot = {.kind = SNAPSHOT_OFFER, .slot = 100000, .total = 5000}};
+    node_start(other);
+    run(100);
+    ck_assert_int_eq(replica_frame(nodes[other].replica, now_ms, l, nodes[l].boot, &offer), LINK_TAKEN);
+    say(other, 1, "INFO persistence");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "snapshot_total_bytes:0\r\n")); /* it takes none */
+    run(500);
+    ck_assert_uint_eq(state_hash(other), state_hash(l));
+}
+END_TEST
+
+START_TEST(those_who_wait_for_a_checkpoint_have_a_limit) {
+    enum { MAX = 64 }; /* replica_state.h */
+    start_all(1);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    for (uint64_t c = 1; c <= MAX + 1; c++) say(0, c, "SNAPSHOT.SAVE");
+    run(1);
+    ck_assert_str_eq(take(MAX + 1), "-BUSY too many commands wait for a checkpoint\r\n");
+    run(100);
+    for (uint64_t c = 1; c <= MAX; c++) ck_assert_str_eq(take(c), "+OK\r\n");
+    expect(0, MAX + 1, "SNAPSHOT.SAVE", "+OK\r\n");
+}
+END_TEST
+
+/* What a node gets back from its disk is looked at before it is believed. */
+START_TEST(a_checkpoint_that_is_not_what_it_is_said_to_be_is_refused) {
+    start_all(1);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    expect(0, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+    struct test_node *n = &nodes[0];
+    struct replica_saved saved = n->saved;
+    char error[128] = "";
+    const struct replica_sink sink = {&nodes[0], sink_save, sink_send, sink_reply, sink_hang_up, sink_fetch, sink_note};
+    const struct replica_config config = {.alloc = heap_alloc(),
+                                          .node_count = 1,
+                                          .store_id = n->store_id,
+                                          .boot_id = 99,
+                                          .fresh_cluster_id = 7,
+                                          .inflight_max = 1,
+                                          .batch_bytes_max = 1 << 20,
+                                          .version = "test"};
+    saved.checkpoint_slot++;
+    struct replica *r = replica_new(&config, &saved, &sink);
+    ck_assert_int_eq(replica_restore(r, buf_slice(&n->file), error, sizeof error), -1);
+    ck_assert_ptr_nonnull(strstr(error, "the checkpoint is of slot"));
+    replica_free(r);
+    saved.checkpoint_slot--;
+    n->file.data[n->file.bytes / 2] ^= 1;
+    r = replica_new(&config, &saved, &sink);
+    ck_assert_int_eq(replica_restore(r, buf_slice(&n->file), error, sizeof error), -1);
+    n->file.data[n->file.bytes / 2] ^= 1;
+    ck_assert_int_eq(replica_restore(r, buf_slice(&n->file), error, sizeof error), 0);
+    replica_free(r);
+}
+END_TEST
+
+/* The checkpoint that was being written is of a state that has gone: nobody is told that it is durable. */
+START_TEST(a_checkpoint_that_nobody_waits_for_changes_nothing) {
+    start_all(1);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    expect(0, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+    const paxos_slot slot = nodes[0].saved.checkpoint_slot;
+    expect(0, 1, "SET a 2", "+OK\r\n");
+    replica_checkpointed(nodes[0].replica, now_ms, slot + 1, 12345); /* none is on its way */
+    replica_installed(nodes[0].replica, now_ms, slot + 1);
+    say(0, 2, "SNAPSHOT.SAVE");
+    run(1);
+    ck_assert_uint_gt(nodes[0].new_slot, slot);
+    replica_checkpointed(nodes[0].replica, now_ms, slot, 12345); /* not that one */
+    run(1);
+    ck_assert_str_eq(take(2), "");
+    say(0, 1, "INFO persistence");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "checkpoints_made:1\r\n"));
+    run(100);
+    ck_assert_str_eq(take(2), "+OK\r\n");
+    say(0, 1, "INFO persistence");
+    run(1);
+    ck_assert_ptr_nonnull(strstr(take(1), "checkpoints_made:2\r\n"));
+}
+END_TEST
+
+/* The first `bytes` of a snapshot come to a node by hand: an offer of the leader, and the answer to its question. */
+static void offer_to(uint16_t to, uint16_t from, paxos_slot slot, uint64_t total) {
+    const struct frame f = {.kind = FRAME_SNAPSHOT, .snapshot = {.kind = SNAPSHOT_OFFER, .slot = slot, .total = total}};
+    ck_assert_int_eq(replica_frame(nodes[to].replica, now_ms, from, nodes[from].boot, &f), LINK_TAKEN);
+}
+static void hand_over_file(uint16_t to, uint16_t from, paxos_slot slot, const struct buf *file) {
+    offer_to(to, from, slot, file->bytes);
+    const struct frame f = {
+        .kind = FRAME_SNAPSHOT,
+        .snapshot = {.kind = SNAPSHOT_DATA, .slot = slot, .total = file->bytes, .data = buf_slice(file)}};
+    ck_assert_int_eq(replica_frame(nodes[to].replica, now_ms, from, nodes[from].boot, &f), LINK_TAKEN);
+    nodes[to].wake_ms = now_ms;
+}
+static uint64_t pulling(uint16_t node) {
+    unsigned long long bytes = 0;
+    say(node, 62, "INFO persistence");
+    run(1);
+    sscanf(strstr(take(62), "snapshot_total_bytes:"), "snapshot_total_bytes:%llu", &bytes);
+    return bytes;
+}
+
+START_TEST(a_snapshot_that_is_not_what_it_is_said_to_be_is_refused) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    expect(l, 1, "SET a 1", "+OK\r\n");
+    expect(l, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+    const paxos_slot slot = nodes[l].saved.checkpoint_slot;
+    const uint64_t hash = state_hash(other);
+    offer_to(other, l, slot + 1000, UINT64_MAX / 2);
+    ck_assert_uint_eq(times_noted("e snapshot refused"), 1);
+    ck_assert_uint_eq(pulling(other), 0);
+    run(11000);                                            /* it is not listened to for a while */
+    hand_over_file(other, l, slot + 1000, &nodes[l].file); /* whole, and of another slot */
+    run(10);
+    ck_assert_uint_eq(times_noted("what=\"it is of another slot than was said\""), 1);
+    ck_assert_uint_eq(nodes[other].installs, 0);
+    run(11000);
+    nodes[l].file.data[nodes[l].file.bytes / 2] ^= 1;
+    hand_over_file(other, l, slot + 1000, &nodes[l].file);
+    ck_assert_uint_eq(times_noted("a checksum or a length does not hold"), 1);
+    run(11000);
+    offer_to(other, l, slot + 1000, 100000); /* and then nothing */
+    ck_assert_uint_eq(pulling(other), 100000);
+    run(59000);
+    ck_assert_uint_eq(pulling(other), 100000);
+    run(2000);
+    ck_assert_uint_eq(pulling(other), 0);
+    ck_assert_uint_eq(times_noted("w snapshot given-up"), 1);
+    ck_assert_uint_eq(state_hash(other), hash);
+    ck_assert_int_eq(leader(), l);
+}
+END_TEST
+
+/* A snapshot that the log has overtaken: before it was whole, while it was made durable; and one that nobody waits for
+ * any more because the process ends. */
+START_TEST(the_log_may_be_faster_than_a_snapshot) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    struct test_node *n = &nodes[other];
+    for (int i = 0; i < 4; i++) {
+        expect(l, 1, "INCR a", i == 0 ? ":1\r\n" : i == 1 ? ":2\r\n" : i == 2 ? ":3\r\n" : ":4\r\n");
+        deaf[other] = true;
+        say(l, 1, "SET b 1"); /* this one it does not hear of yet */
+        run(50);
+        ck_assert_str_eq(take(1), "+OK\r\n");
+        expect(l, 1, "SNAPSHOT.SAVE", "+OK\r\n");
+        const paxos_slot slot = nodes[l].saved.checkpoint_slot;
+        ck_assert_uint_gt(slot, keyspace_slot(replica_keyspace(n->replica)));
+        if (i == 0) {                                                            /* it has begun to pull */
+            offer_to(other, (uint16_t)((l + 2) % 3), slot, nodes[l].file.bytes); /* which has none to give */
+            ck_assert_uint_gt(pulling(other), 0);
+            deaf[other] = false;
+            run(2000);
+            ck_assert_uint_eq(pulling(other), 0);
+            ck_assert_uint_eq(n->installs, 0);
+        } else if (i == 1) { /* it is on its way to the disk */
+            hand_over_file(other, l, slot, &nodes[l].file);
+            run(1);
+            ck_assert_uint_eq(n->installs, 1);
+            offer_to(other, l, slot + 10, 5000); /* nothing else is listened to meanwhile */
+            n->new_durable_ms = now_ms + 3000;
+            deaf[other] = false;
+            run(2500);
+            ck_assert_uint_ge(keyspace_slot(replica_keyspace(n->replica)), slot);
+            run(1000);
+            ck_assert_uint_eq(n->saved.checkpoint_slot, slot); /* it is a good one all the same */
+            ck_assert_uint_eq(times_noted("i snapshot installed"), 0);
+        } else if (i == 2) { /* it takes the place of a state of which a checkpoint is being written */
+            say(other, 2, "READONLY");
+            say(other, 2, "SNAPSHOT.SAVE");
+            run(1);
+            ck_assert_uint_gt(n->new_slot, 0);
+            n->new_slot = 0; /* which that puts an end to (lockd/io/checkpoint.h) */
+            hand_over_file(other, l, slot, &nodes[l].file);
+            run(1);
+            run(20);
+            ck_assert_uint_eq(times_noted("i snapshot installed"), 1);
+            deaf[other] = false;
+            run(1000);
+        } else { /* the process ends before it is durable */
+            hand_over_file(other, l, slot, &nodes[l].file);
+            run(1);
+            ck_assert_uint_eq(n->installs, 3);
+            node_kill(other);
+            deaf[other] = false;
+            node_start(other);
+            run(1000);
+        }
+        ck_assert_uint_eq(state_hash(other), state_hash(l));
+    }
 }
 END_TEST
 
@@ -1381,6 +2029,27 @@ int main(void) {
     tcase_add_test(tc, a_removed_node_says_so_and_may_come_back);
     tcase_add_test(tc, who_was_removed_while_it_was_away_finds_out);
     tcase_add_test(tc, a_leader_that_is_removed_hands_over);
+    tcase_add_loop_test(tc, what_is_asked_of_the_leader_is_looked_at, 0, sizeof asked / sizeof asked[0]);
+    tcase_add_loop_test(tc, a_forwarded_write_that_is_none_does_nothing, 0, sizeof not_yours / sizeof not_yours[0]);
+    tcase_add_test(tc, a_peer_is_believed_only_as_itself);
+    tcase_add_loop_test(tc, who_introduces_itself_wrongly_is_refused, 0,
+                        sizeof introductions / sizeof introductions[0]);
+    tcase_add_test(tc, a_joining_node_compares_counts_and_may_be_told_that_it_is_out);
+    tcase_add_test(tc, an_answer_that_is_not_for_us_is_none);
+    tcase_add_test(tc, a_node_says_what_it_is);
+    tcase_add_test(tc, a_connection_is_what_it_says);
+    tcase_add_test(tc, a_key_that_is_due_is_read_when_the_log_has_ended_it);
+    tcase_add_test(tc, a_held_next_ends_with_its_lease_or_by_a_newer_one);
+    tcase_add_test(tc, a_transfer_to_a_node_that_hangs_is_given_up);
+    tcase_add_test(tc, a_script_whose_effects_fit_no_batch_does_nothing);
+    tcase_add_test(tc, a_peer_that_takes_nothing_is_left_out);
+    tcase_add_test(tc, a_disk_that_is_full_from_the_start_counts);
+    tcase_add_test(tc, who_keeps_the_whole_log_makes_no_checkpoint);
+    tcase_add_test(tc, those_who_wait_for_a_checkpoint_have_a_limit);
+    tcase_add_test(tc, a_checkpoint_that_is_not_what_it_is_said_to_be_is_refused);
+    tcase_add_test(tc, a_checkpoint_that_nobody_waits_for_changes_nothing);
+    tcase_add_test(tc, a_snapshot_that_is_not_what_it_is_said_to_be_is_refused);
+    tcase_add_test(tc, the_log_may_be_faster_than_a_snapshot);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
