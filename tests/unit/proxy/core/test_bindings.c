@@ -837,6 +837,473 @@ START_TEST(load_counts_at_bind_time) {
 }
 END_TEST
 
+/* ---- answers that come late, twice, or to another question ---- */
+
+START_TEST(an_answer_to_another_question_is_none) {
+    const struct slice shard[] = {{"a", 1}, {"b", 1}};
+    const struct bindings_reply reply = {
+        .backend = {"b", 1}, .epoch = 9, .revision = 9, .shard = shard, .shard_count = 2};
+    config.touch_ms = 1000;
+    bindings_free(b);
+    b = bindings_new(&config, now);
+    cover();
+    want(&conn, EXCLUSIVE, "r");
+    take(BINDINGS_ASK_BIND);
+    const uint64_t op = out.op;
+    bindings_absent(b, now, op);
+    bindings_dropped(b, now, op);
+    bindings_touched(b, now, op, 6);
+    bindings_absent(b, now, op + 1); /* never asked */
+    bindings_dropped(b, now, op + 1);
+    bindings_touched(b, now, op + 1, 6);
+    bindings_binding(b, now, op + 1, &reply);
+    bindings_failed(b, now, op + 1, BINDINGS_REFUSED);
+    take_nothing();
+    bound(op, 'a', 5, 5);
+    take(BINDINGS_SAY_BOUND);
+    take_connect(&conn, A);
+    bindings_connected(b, now, &conn);
+    bound(op, 'b', 6, 6); /* twice */
+    take_nothing();
+    now += 1000;
+    next(0);
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_TOUCH);
+    bindings_binding(b, now, out.op, &reply);
+    bindings_absent(b, now, out.op);
+    take_nothing();
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_LIVE);
+    bindings_failed(b, now, out.op, BINDINGS_UNCERTAIN); /* a TOUCH that perhaps did not run: the hold is what it was */
+    want(&conn2, EXCLUSIVE, "r");
+    take_connect(&conn2, A);
+    take_nothing();
+}
+END_TEST
+
+START_TEST(a_retracted_connect_is_no_connection) {
+    cover();
+    want(&conn, EXCLUSIVE, "r");
+    take(BINDINGS_ASK_BIND);
+    bound(out.op, 'a', 5, 5);
+    take(BINDINGS_SAY_BOUND);
+    take_connect(&conn, A);
+    ck_assert(!bindings_may_write(b, now, &conn)); /* not yet */
+    revoke(EXCLUSIVE, "r", 5, 20);
+    bindings_connected(b, now, &conn); /* it had succeeded before the retraction was read */
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_WAITING);
+    ck_assert(!bindings_may_write(b, now, &conn));
+    bindings_connect_failed(b, now, &conn);
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_WAITING);
+    take(BINDINGS_RETRACT);
+    take(BINDINGS_ASK_BIND);
+    take(BINDINGS_ASK_NEXT);
+    take_nothing();
+}
+END_TEST
+
+START_TEST(a_next_that_was_given_up_covers_nobody) {
+    bindings_lease_granted(b, now, LEASE);
+    take(BINDINGS_ASK_NEXT);
+    bindings_next_failed(b, now, LEASE);
+    bindings_next(b, now, LEASE, TTL, 7, NULL, 0); /* late */
+    bindings_next_failed(b, now, LEASE);
+    bindings_next_failed(b, now, LEASE + 1);
+    take_nothing();
+    ck_assert(!bindings_is_covered(b, now));
+    now += 20;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_NEXT);
+    ck_assert_uint_eq(out.serial, 0);
+    bindings_next(b, now, LEASE, 1, 0, NULL, 0); /* a ttl that the drift eats up */
+    take(BINDINGS_ASK_NEXT);
+    take_nothing();
+    bindings_next(b, now, LEASE, TTL, 0, NULL, 0);
+    take(BINDINGS_ASK_NEXT);
+    take(BINDINGS_SAY_COVERED);
+    ck_assert(bindings_is_covered(b, now) && bindings_is_covered(b, now + COVER - 1));
+    ck_assert(!bindings_is_covered(b, now + COVER));
+    serve(&conn, EXCLUSIVE, "r");
+    bindings_next(b, now, LEASE, 1, 0, NULL, 0);
+    take(BINDINGS_ASK_NEXT);
+    take(BINDINGS_SAY_UNCOVERED);
+    take_close(&conn, CLOSE_NO_COVER);
+    take_nothing();
+}
+END_TEST
+
+START_TEST(a_revocation_that_names_no_session_is_passed_over) {
+    static char key[300];
+    memset(key, 'r', sizeof key);
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    const struct bindings_revocation none[] = {{.pool = EXCLUSIVE, .session = slice_of("", 0), .epoch = 5},
+                                               {.pool = EXCLUSIVE, .session = slice_of(key, 256), .epoch = 5}};
+    bindings_next(b, now, LEASE, TTL, 20, none, 2);
+    take(BINDINGS_ASK_NEXT);
+    ck_assert_uint_eq(out.serial, 20);
+    take_nothing();
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_LIVE);
+}
+END_TEST
+
+/* What is said of a backend under another lease, or when it is up again, moves nothing. */
+START_TEST(a_late_suspicion_moves_nothing) {
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    bindings_backend_up(b, now, EXCLUSIVE, A); /* it is */
+    take_nothing();
+    bindings_backend_down(b, now, EXCLUSIVE, A);
+    take_close(&conn, CLOSE_BACKEND_DOWN);
+    take(BINDINGS_ASK_SUSPECT);
+    bindings_backend_down(b, now, EXCLUSIVE, A); /* it is */
+    bindings_suspected(b, now, LEASE + 1, EXCLUSIVE, A, 2, 2);
+    bindings_suspected(b, now, LEASE, EXCLUSIVE, B, 2, 2); /* not asked */
+    take_nothing();
+    bindings_backend_up(b, now, EXCLUSIVE, A);
+    bindings_suspected(b, now, LEASE, EXCLUSIVE, A, 2, 2);
+    want(&conn2, EXCLUSIVE, "r");
+    take_connect(&conn2, A);
+    take_nothing();
+    bindings_backend_down(b, now, EXCLUSIVE, A);
+    take(BINDINGS_RETRACT);
+    take(BINDINGS_ASK_SUSPECT);
+    bindings_suspected(b, now, LEASE, EXCLUSIVE, A, 0, 0); /* nobody has joined: no majority of nobody */
+    take_connect(&conn2, A);
+    take_nothing();
+}
+END_TEST
+
+/* ---- what lockd did not do ---- */
+
+static void begin_move(void) {
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    bindings_backend_down(b, now, EXCLUSIVE, A);
+    take_close(&conn, CLOSE_BACKEND_DOWN);
+    take(BINDINGS_ASK_SUSPECT);
+    bindings_suspected(b, now, LEASE, EXCLUSIVE, A, 2, 2);
+    take(BINDINGS_ASK_MOVE);
+}
+
+START_TEST(a_move_that_did_not_run_is_asked_again) {
+    begin_move();
+    bindings_failed(b, now, out.op, BINDINGS_NOT_RUN);
+    take_nothing();
+    now += 10;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_MOVE);
+    bindings_failed(b, now, out.op, BINDINGS_UNCERTAIN);
+    now += 20;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_MOVE);
+    bindings_failed(b, now, out.op, BINDINGS_NOT_RUN); /* this one; the one before it is in doubt */
+    want(&conn2, EXCLUSIVE, "r");
+    take_nothing();
+    now += 40;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_SUSPECT); /* told again and again */
+    take(BINDINGS_ASK_MOVE);
+    bound(out.op, 'b', 30, 30);
+    take(BINDINGS_SAY_MOVED);
+    take_connect(&conn2, B);
+}
+END_TEST
+
+START_TEST(a_move_that_is_refused_for_what_it_says_is_forgotten) {
+    begin_move();
+    want(&conn2, EXCLUSIVE, "r");
+    bindings_failed(b, now, out.op, BINDINGS_REFUSED);
+    take_nothing();
+    now += 10;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_BIND); /* of whoever our own choice is */
+    ck_assert_uint_ne(out.member, A);
+    bound(out.op, 'b', 30, 30);
+    take(BINDINGS_SAY_BOUND);
+    take_connect(&conn2, B);
+}
+END_TEST
+
+/* It was where it should be already, and nothing was moved. */
+START_TEST(a_move_that_finds_it_done_says_nothing) {
+    begin_move();
+    bound(out.op, 'b', 5, 30);
+    take_nothing();
+    ck_assert_uint_eq(bindings_counters(b)->moved, 0);
+    want(&conn2, EXCLUSIVE, "r");
+    take_connect(&conn2, B);
+}
+END_TEST
+
+static void begin_drop(void) {
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    bindings_gone(b, now, &conn);
+    for (int second = 0; second < 60; second++) {
+        now += 1000;
+        next(0);
+    }
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_DROP);
+}
+
+START_TEST(a_drop_that_is_refused_ends_the_hold) {
+    begin_drop();
+    bindings_failed(b, now, out.op, BINDINGS_REFUSED);
+    take_nothing();
+    want(&conn, EXCLUSIVE, "r");
+    take(BINDINGS_ASK_BIND);
+}
+END_TEST
+
+START_TEST(who_waits_for_a_drop_that_did_not_run_is_served) {
+    begin_drop();
+    want(&conn2, EXCLUSIVE, "r");
+    bindings_connected(b, now, &conn2); /* of which nobody spoke */
+    take_nothing();
+    bindings_failed(b, now, out.op, BINDINGS_NOT_RUN);
+    take_connect(&conn2, A);
+}
+END_TEST
+
+START_TEST(a_drop_from_before_a_lapse_leaves_no_hold) {
+    begin_drop();
+    const uint64_t op = out.op;
+    now += COVER;
+    bindings_tick(b, now);
+    take(BINDINGS_SAY_UNCOVERED);
+    next(0);
+    next(0);
+    take(BINDINGS_SAY_COVERED);
+    bindings_failed(b, now, op, BINDINGS_NOT_RUN);
+    want(&conn, EXCLUSIVE, "r");
+    take(BINDINGS_ASK_BIND);
+}
+END_TEST
+
+/* Another lease is asked for once in a while, however many sessions are in doubt. */
+START_TEST(leases_are_not_replaced_in_a_row) {
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    serve(&conn2, EXCLUSIVE, "q");
+    bindings_gone(b, now, &conn);
+    bindings_gone(b, now, &conn2);
+    for (int second = 0; second < 60; second++) {
+        now += 1000;
+        next(0);
+    }
+    bindings_tick(b, now);
+    for (int i = 0; i < 2; i++) {
+        take(BINDINGS_ASK_DROP);
+        bindings_failed(b, now, out.op, BINDINGS_UNCERTAIN);
+    }
+    want(&conn, EXCLUSIVE, "r");
+    take(BINDINGS_REPLACE_LEASE);
+    want(&conn2, EXCLUSIVE, "q");
+    take_nothing();
+    const uint64_t asked_ms = now;
+    while (!bindings_take(b, &out) || out.kind != BINDINGS_REPLACE_LEASE) {
+        ck_assert_uint_lt(now, asked_ms + 60000);
+        now += 100;
+        if (now % 1000 == 0) bindings_next(b, now, LEASE, TTL, 0, NULL, 0);
+        bindings_tick(b, now);
+        if (conn2.state == BINDINGS_CONN_NONE) want(&conn2, EXCLUSIVE, "q"); /* its client comes again */
+    }
+    ck_assert_uint_ge(now, asked_ms + 1000);
+    ck_assert_uint_eq(bindings_counters(b)->leases_replaced, 2);
+}
+END_TEST
+
+/* A question for a record, when nobody is up. */
+START_TEST(a_record_that_is_not_there_is_made_when_somebody_is_up) {
+    cover();
+    for (uint32_t m = A; m <= C; m++) {
+        bindings_backend_down(b, now, STICKY, m);
+        take(BINDINGS_ASK_SUSPECT);
+        bindings_suspected(b, now, LEASE, STICKY, m, 1, 1);
+    }
+    want(&conn, STICKY, "r");
+    take(BINDINGS_ASK_GET);
+    bindings_failed(b, now, out.op, BINDINGS_NOT_RUN);
+    take_nothing();
+    now += 10;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_GET);
+    for (uint32_t m = A; m <= C; m++) bindings_backend_up(b, now, STICKY, m);
+    bindings_absent(b, now, out.op);
+    take_nothing();
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_WAITING);
+    now += 100;
+    bindings_tick(b, now);
+    take(BINDINGS_ASK_BIND);
+    const struct bindings_reply reply = {.backend = {"c", 1}, .epoch = 5, .revision = 5}; /* without a shard */
+    bindings_binding(b, now, out.op, &reply);
+    take(BINDINGS_SAY_BOUND);
+    take_connect(&conn, C);
+    bindings_connect_failed(b, now, &conn);
+    revoke(STICKY, "r", 5, 9);
+    while (bindings_take(b, &out) && out.kind != BINDINGS_ASK_BIND) {
+    }
+    ck_assert_int_eq(out.kind, BINDINGS_ASK_BIND);
+    ck_assert_uint_eq(out.shard_count, 2); /* our own then */
+}
+END_TEST
+
+START_TEST(who_waits_while_the_cover_is_cut_is_told_so) {
+    cover();
+    serve(&conn, EXCLUSIVE, "r");
+    bindings_backend_down(b, now, EXCLUSIVE, A);
+    take_close(&conn, CLOSE_BACKEND_DOWN);
+    take(BINDINGS_ASK_SUSPECT); /* and no answer to it */
+    want(&conn2, EXCLUSIVE, "r");
+    const uint64_t deadline = now + 5000;
+    now = deadline - CUT - 100;
+    next(0);
+    next(0); /* cover from here: cut before the deadline, and not lapsed at it */
+    take_nothing();
+    now = deadline - 100;
+    bindings_tick(b, now);
+    take(BINDINGS_SAY_UNCOVERED);
+    take_nothing();
+    now = deadline;
+    bindings_tick(b, now);
+    take_close(&conn2, CLOSE_NO_COVER);
+}
+END_TEST
+
+/* ---- loose while still held: the cover is cut a little before it ends ---- */
+
+static void begin_loose(void) {
+    config.loose_after_ms = 10;
+    bindings_free(b);
+    b = bindings_new(&config, now);
+    cover();
+    serve(&conn, STICKY, "r");
+}
+static void cut_cover(void) {
+    now += CUT;
+    bindings_tick(b, now);
+    take(BINDINGS_SAY_UNCOVERED);
+    now += 10;
+    bindings_tick(b, now);
+    take_nothing();
+}
+
+START_TEST(a_held_session_is_served_without_cover) {
+    begin_loose();
+    cut_cover();
+    want(&conn2, STICKY, "r");
+    take_connect(&conn2, A);
+    ck_assert(out.unconfirmed);
+    ck_assert_int_eq(conn.state, BINDINGS_CONN_LIVE);
+}
+END_TEST
+
+START_TEST(a_held_session_leaves_its_dead_backend_without_cover) {
+    begin_loose();
+    bindings_backend_down(b, now, STICKY, A);
+    take_close(&conn, CLOSE_BACKEND_DOWN);
+    take(BINDINGS_ASK_SUSPECT);
+    cut_cover();
+    want(&conn2, STICKY, "r");
+    take_connect(&conn2, B);
+    ck_assert(out.unconfirmed);
+    bindings_connected(b, now, &conn2);
+    next(0);
+    next(0);
+    take(BINDINGS_SAY_COVERED);
+    take(BINDINGS_ASK_BIND); /* what is served is asked for, and not moved by an old suspicion */
+    ck_assert_uint_eq(out.member, B);
+    const uint64_t op = out.op;
+    bindings_suspected(b, now, LEASE, STICKY, A, 2, 2);
+    take_nothing();
+    bound(op, 'b', 30, 30);
+    take(BINDINGS_SAY_BOUND);
+    take_nothing();
+    ck_assert_int_eq(conn2.state, BINDINGS_CONN_LIVE);
+}
+END_TEST
+
+START_TEST(without_cover_and_without_a_backend_nobody_is_served) {
+    begin_loose();
+    for (uint32_t m = A; m <= C; m++) bindings_backend_down(b, now, STICKY, m);
+    take_close(&conn, CLOSE_BACKEND_DOWN);
+    for (uint32_t m = A; m <= C; m++) take(BINDINGS_ASK_SUSPECT);
+    cut_cover();
+    want(&conn2, STICKY, "r");
+    take_close(&conn2, CLOSE_SHARD_DOWN);
+    take_nothing();
+}
+END_TEST
+
+/* ---- draining, and limits ---- */
+
+/* A session that nobody is on leaves a draining backend when it is asked for again; one that is served stays. */
+START_TEST(a_draining_backend_keeps_what_it_serves) {
+    struct placement_member draining[3];
+    memcpy(draining, members, sizeof draining);
+    draining[A].draining = true;
+    struct bindings_pool_config pool = pools[STICKY];
+    pool.members = draining;
+    config.pools = &pool;
+    config.pool_count = 1;
+    bindings_free(b);
+    b = bindings_new(&config, now);
+    cover();
+    for (int i = 0; i < 2; i++) {
+        want(i == 0 ? &conn : &conn2, 0, i == 0 ? "served" : "idle");
+        take(BINDINGS_ASK_BIND);
+        bound(out.op, 'a', 5, 5);
+        take(BINDINGS_SAY_BOUND);
+        take_connect(i == 0 ? &conn : &conn2, A);
+        bindings_connected(b, now, i == 0 ? &conn : &conn2);
+    }
+    bindings_gone(b, now, &conn2);
+    now += COVER;
+    bindings_tick(b, now);
+    take(BINDINGS_SAY_UNCOVERED);
+    next(0);
+    next(0);
+    take(BINDINGS_SAY_COVERED);
+    take(BINDINGS_ASK_BIND);
+    ck_assert(slice_equal(out.session, slice_str("served")));
+    ck_assert_uint_eq(out.member, A);
+    want(&conn2, 0, "idle");
+    take(BINDINGS_ASK_BIND);
+    ck_assert_uint_eq(out.member, B);
+}
+END_TEST
+
+/* Work is handed out in the order in which it came up, however much there is; room is made a few sessions at a time,
+ * and not by those of which something is out. */
+START_TEST(much_at_once) {
+    enum { MANY = 140 };
+    static struct bindings_conn many[MANY + 20];
+    char name[16];
+    memset(many, 0, sizeof many);
+    bindings_free(b);
+    begin_with(160, MANY / 2);
+    cover();
+    for (int i = 0; i < MANY; i++) {
+        snprintf(name, sizeof name, "r%d", i);
+        want(&many[i], STICKY, name);
+    }
+    for (int i = 0; i < MANY / 2; i++) {
+        take(BINDINGS_ASK_BIND);
+        snprintf(name, sizeof name, "r%d", i);
+        ck_assert(slice_equal(out.session, slice_str(name)));
+    }
+    take_nothing();
+    for (int i = 0; i < MANY; i++) bindings_gone(b, now, &many[i]); /* a question is out for the first half */
+    ck_assert_uint_eq(bindings_session_count(b), MANY);
+    want(&many[MANY], STICKY, "new");
+    ck_assert_uint_eq(bindings_session_count(b), MANY + 1); /* the eight that were looked at were asked for */
+    for (uint64_t op = 1; op <= MANY / 2; op++) bindings_failed(b, now, op, BINDINGS_NOT_RUN);
+    want(&many[MANY + 1], STICKY, "newer");
+    ck_assert_uint_eq(bindings_session_count(b), MANY + 1 - 8 + 1);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("bindings");
     TCase *tc = tcase_create("bindings");
@@ -873,6 +1340,25 @@ int main(void) {
     tcase_add_test(tc, a_touch_that_finds_another_epoch_lets_go);
     tcase_add_test(tc, a_gone_connection_is_not_worked_on);
     tcase_add_test(tc, load_counts_at_bind_time);
+    tcase_add_test(tc, an_answer_to_another_question_is_none);
+    tcase_add_test(tc, a_retracted_connect_is_no_connection);
+    tcase_add_test(tc, a_next_that_was_given_up_covers_nobody);
+    tcase_add_test(tc, a_revocation_that_names_no_session_is_passed_over);
+    tcase_add_test(tc, a_late_suspicion_moves_nothing);
+    tcase_add_test(tc, a_move_that_did_not_run_is_asked_again);
+    tcase_add_test(tc, a_move_that_is_refused_for_what_it_says_is_forgotten);
+    tcase_add_test(tc, a_move_that_finds_it_done_says_nothing);
+    tcase_add_test(tc, a_drop_that_is_refused_ends_the_hold);
+    tcase_add_test(tc, who_waits_for_a_drop_that_did_not_run_is_served);
+    tcase_add_test(tc, a_drop_from_before_a_lapse_leaves_no_hold);
+    tcase_add_test(tc, leases_are_not_replaced_in_a_row);
+    tcase_add_test(tc, a_record_that_is_not_there_is_made_when_somebody_is_up);
+    tcase_add_test(tc, who_waits_while_the_cover_is_cut_is_told_so);
+    tcase_add_test(tc, a_held_session_is_served_without_cover);
+    tcase_add_test(tc, a_held_session_leaves_its_dead_backend_without_cover);
+    tcase_add_test(tc, without_cover_and_without_a_backend_nobody_is_served);
+    tcase_add_test(tc, a_draining_backend_keeps_what_it_serves);
+    tcase_add_test(tc, much_at_once);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_set_tap(sr, "-");

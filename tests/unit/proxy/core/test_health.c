@@ -26,6 +26,7 @@ static const struct {
     {"a refused connection and a refused probe", "oRr", "++-"},
     {"connections that time out count like probes", "oFFF", "+++-"},
     {"ends alone say nothing", "oeeeeeeee", "+++++++++"},
+    {"what the traffic brought down before the first probe stays down", "RRrfr", "+----"},
     {"traffic cannot bring it up", "reRF", "----"},
 };
 START_TEST(a_story) {
@@ -74,11 +75,24 @@ START_TEST(evidence_asks_for_a_probe) {
 }
 END_TEST
 
+/* However short the interval is, not sooner than after a millisecond. */
+START_TEST(a_short_interval_has_quarters_too) {
+    const struct health_config config = {.interval_ms = 3, .rise = 1, .fall = 3};
+    struct health h;
+    health_init(&h, &config, 1000);
+    health_probe_started(&h, 1000);
+    ck_assert_int_eq(health_probe_ended(&h, 1000, HEALTH_PROBE_OK), HEALTH_WENT_UP);
+    ck_assert_int_eq(health_seen(&h, 1000, HEALTH_SEEN_ENDED), HEALTH_SAME);
+    ck_assert_uint_eq(health_next_probe_ms(&h), 1001);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("health");
     TCase *tc = tcase_create("health");
     tcase_add_loop_test(tc, a_story, 0, sizeof rows / sizeof rows[0]);
     tcase_add_test(tc, evidence_asks_for_a_probe);
+    tcase_add_test(tc, a_short_interval_has_quarters_too);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_set_tap(sr, "-");

@@ -96,6 +96,21 @@ START_TEST(zero_bytes) {
 }
 END_TEST
 
+/* A client of a local socket has no address: what only that could give is not found. */
+START_TEST(without_an_address) {
+    size_t scanned = 0;
+    struct slice key;
+    ck_assert_int_eq(key_find(&source_first, slice_str("NICK a\n"), false, slice_of(NULL, 0), &scanned, &key),
+                     KEY_NONE);
+    scanned = 0;
+    ck_assert_int_eq(key_find(&lines_then_source, slice_str("CAP\n"), true, slice_of(NULL, 0), &scanned, &key),
+                     KEY_NONE);
+    scanned = 0;
+    ck_assert_int_eq(key_find(&lines_then_source, slice_str("NICK a\n"), false, slice_of(NULL, 0), &scanned, &key),
+                     KEY_FOUND);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("key");
     TCase *tc = tcase_create("key");
@@ -103,6 +118,7 @@ int main(void) {
     tcase_add_loop_test(tc, a_row_byte_by_byte, 0, sizeof rows / sizeof rows[0]);
     tcase_add_test(tc, too_long);
     tcase_add_test(tc, zero_bytes);
+    tcase_add_test(tc, without_an_address);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_set_tap(sr, "-");

@@ -151,6 +151,7 @@ static const struct {
     {"all at the bound: the least loaded for its weight", {1, 1, 1, 1}, {0}, {90, 60, 75, 0}, {1, 1, 3, 1}, 2},
     {"the least loaded is down", {1, 0, 1, 1}, {0}, {30, 20, 25, 0}, {1, 1, 1, 1}, 2},
     {"only a draining one is left", {0, 0, 1, 1}, {0, 0, 1}, {0}, {1, 1, 1, 1}, 2},
+    {"two draining ones are left: the first", {0, 1, 1, 1}, {0, 1, 1}, {0}, {1, 1, 1, 1}, 1},
     {"none of the shard is up, another one is", {0, 0, 0, 1}, {0}, {0}, {1, 1, 1, 1}, -1},
 };
 START_TEST(a_pick_follows_the_shard) {
@@ -169,6 +170,19 @@ START_TEST(a_pick_follows_the_shard) {
 }
 END_TEST
 
+/* Of equal scores, as members without weight have, the name decides and not the order in the config. */
+START_TEST(equal_scores_go_by_name) {
+    static const char *const mixed[] = {"bb", "b", "abc", "ab", "c", "a"};
+    static const uint16_t order[] = {5, 3, 2, 1, 0, 4};
+    uint16_t shard[PLACEMENT_SHARD_MAX];
+    for (int i = 0; i < 6; i++) members[i] = (struct placement_member){.name = slice_str(mixed[i]), .up = true};
+    for (uint32_t s = 0; s < 20; s++) {
+        ck_assert_uint_eq(shard_of(s, 6, 6, shard), 6);
+        for (int i = 0; i < 6; i++) ck_assert_uint_eq(shard[i], order[i]);
+    }
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("placement");
     TCase *tc = tcase_create("placement");
@@ -180,6 +194,7 @@ int main(void) {
     tcase_add_test(tc, weights_are_shares);
     tcase_add_test(tc, seconds_scatter);
     tcase_add_test(tc, scores_are_for_ever);
+    tcase_add_test(tc, equal_scores_go_by_name);
     tcase_add_test(tc, few_members_make_a_short_shard);
     tcase_add_loop_test(tc, a_pick_follows_the_shard, 0, sizeof picks / sizeof picks[0]);
     suite_add_tcase(s, tc);
