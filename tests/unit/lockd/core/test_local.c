@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "common/io/heap.h"
+#include "lockd/core/link_refusal.h"
 #include "lockd/core/local.h"
 
 static struct buf reply;
@@ -137,6 +138,71 @@ START_TEST(a_node_tells_its_state) {
 }
 END_TEST
 
+/* Who is a member, and how it will be; the log's addresses go before those of the configuration. */
+START_TEST(members_are_told_as_they_will_be) {
+    struct ks_facts facts;
+    paxos_slot slot = 0;
+    static const char *const lines[] = {"%MEMBERS 1 11 h1:71 2 12 h2:72", "NODE.ADD 5 h5:75 00000000000000aa"};
+    for (int i = 0; i < 2; i++) {
+        char text[128];
+        struct slice argv[8];
+        uint32_t argc = 0;
+        snprintf(text, sizeof text, "%s", lines[i]);
+        for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) argv[argc++] = slice_str(word);
+        struct buf b = {.alloc = heap_alloc()};
+        batch_begin(&b, (struct ballot){1, 0}, i == 0, 1000);
+        batch_add(&b, ORIGIN_NONE, argc, argv);
+        keyspace_apply((struct keyspace *)(uintptr_t)view.keyspace, ++slot, buf_slice(&b), &facts);
+        buf_release(&b);
+        ask("NODE.STATUS");
+        ck_assert_ptr_nonnull(
+            strstr(reply.data, "*4\r\n:2\r\n$5\r\nvoter\r\n$16\r\n000000000000000c\r\n$5\r\nh2:72\r\n"));
+        ck_assert_ptr_nonnull(strstr(reply.data, i == 0 ? "members-pending\r\n:0" : "members-pending\r\n:1"));
+        const char *learner = "*4\r\n:5\r\n$7\r\nlearner\r\n$16\r\n00000000000000aa\r\n$5\r\nh5:75\r\n";
+        ck_assert_int_eq(strstr(reply.data, learner) != NULL, i == 1);
+    }
+    view.leader = 1;
+    ask("INFO replication");
+    ck_assert_ptr_nonnull(strstr(reply.data, "leader_address:h2:72\r\n"));
+    view.leader = 2; /* no member: what the configuration says */
+    ask("INFO replication");
+    ck_assert_ptr_nonnull(strstr(reply.data, "leader_address:three:3\r\n"));
+    view.leader = 7;
+    ask("INFO replication");
+    ck_assert_ptr_nonnull(strstr(reply.data, "leader_address:\r\n"));
+    view.leader = PAXOS_NODES_MAX;
+    ask("INFO replication");
+    ck_assert_ptr_nonnull(strstr(reply.data, "leader_address:\r\n"));
+}
+END_TEST
+
+START_TEST(refused_links_are_counted) {
+    uint64_t refusals[LINK_REFUSAL_END] = {0};
+    ask("INFO peers");
+    ck_assert_ptr_null(strstr(reply.data, "# Peers"));
+    view.refusals = refusals;
+    refusals[LINK_CLUSTER] = 12;
+    ask("INFO peers");
+    ck_assert_ptr_nonnull(strstr(reply.data, "# Peers\r\n"));
+    ck_assert_ptr_nonnull(strstr(reply.data, "peer_refused_cluster:12\r\n"));
+    ck_assert_ptr_nonnull(strstr(reply.data, "peer_refused_twice:0\r\n"));
+    ask("INFO server");
+    ck_assert_ptr_null(strstr(reply.data, "# Peers"));
+}
+END_TEST
+
+START_TEST(a_name_has_a_limit) {
+    static char text[502];
+    memset(text, 'n', 501);
+    const struct slice argv[] = {slice_str("CLIENT"), slice_str("SETNAME"), slice_of(text, 501)};
+    ck_assert_int_eq(local_command(&view, command_find(argv[0], false), 3, argv, &reply, &name), LOCAL_ANSWERED);
+    ck_assert_int_eq(strncmp(reply.data, "-ERR Client names", 17), 0);
+    const struct slice shorter[] = {slice_str("CLIENT"), slice_str("SETNAME"), slice_of(text, 500)};
+    ck_assert_int_eq(local_command(&view, command_find(argv[0], false), 3, shorter, &reply, &name), LOCAL_NAME);
+    ck_assert_uint_eq(name.bytes, 500);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("local");
     tcase_add_checked_fixture(tc, setup, NULL);
@@ -144,6 +210,9 @@ int main(void) {
     tcase_add_test(tc, a_connection_knows_its_name);
     tcase_add_loop_test(tc, info_has_the_sections_asked_for, 0, sizeof sections / sizeof sections[0]);
     tcase_add_test(tc, a_node_tells_its_state);
+    tcase_add_test(tc, members_are_told_as_they_will_be);
+    tcase_add_test(tc, refused_links_are_counted);
+    tcase_add_test(tc, a_name_has_a_limit);
     Suite *suite = suite_create("local");
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

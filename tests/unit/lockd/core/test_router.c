@@ -9,10 +9,18 @@
 static struct router *rt;
 static char calls[4096], out[4096], first_word[64]; /* first_word: after the name of the last call */
 static const struct ballot b1 = {1, 0}, b2 = {2, 1};
+static bool at_once; /* own reads are answered with a megabyte inside the call */
+static uint32_t own_calls;
 
 static void on_call(void *context, const struct router_call *call) {
     (void)context;
     char text[128];
+    if (call->own && at_once) {
+        static char value[1 << 20];
+        own_calls++;
+        router_read_reply(rt, call->seq, slice_of(value, sizeof value), false);
+        return;
+    }
     snprintf(text, sizeof text, "%c%llu", call->own ? 'o' : call->write ? 'w' : 'r', (unsigned long long)call->seq);
     strcat(calls, text);
     if (call->write) {
@@ -493,6 +501,151 @@ START_TEST(places_in_queues_are_given_up_across_a_snapshot) {
 }
 END_TEST
 
+/* ---- limits, and ends ---- */
+
+static void say_long(uint64_t client, size_t bytes) {
+    static char value[1 << 20];
+    const struct slice argv[] = {slice_str("SET"), slice_str("a"), slice_of(value, bytes)};
+    router_add(rt, 0, client, command_find(argv[0], false), 3, argv);
+}
+
+START_TEST(what_waits_has_a_limit_in_bytes) {
+    say_long(1, 600000);
+    ck_assert(router_room(rt, 1));
+    say_long(1, 600000);
+    ck_assert(!router_room(rt, 1)); /* of one client */
+    ck_assert(router_room(rt, 2));
+    say(0, 2, "GET a"); /* of all of them */
+    replied("2=-BUSY too many commands are waiting in this node; the limit is queue-bytes-max ");
+    router_pump(rt, 0, &b1);
+    answer_write(1, "+OK\r\n");
+    replied("1=+OK ");
+    say(0, 2, "GET a");
+    replied("");
+    ck_assert_uint_eq(router_pending(rt), 2);
+}
+END_TEST
+
+START_TEST(who_quits_is_hung_up_after_its_replies) {
+    say(0, 1, "SET a 1");
+    router_answered(rt, 1, slice_str("+OK\r\n"), true);
+    router_pump(rt, 0, &b1);
+    replied("");
+    answer_write(1, "+one\r\n");
+    replied("1=+one 1=+OK bye ");
+}
+END_TEST
+
+/* Several have replies to be handed out, and one of them leaves. */
+START_TEST(who_has_left_gets_no_reply) {
+    for (uint64_t client = 1; client <= 3; client++) router_answered(rt, client, slice_str("+OK\r\n"), false);
+    router_client_gone(rt, 0, 2);
+    router_client_gone(rt, 0, 9); /* unknown */
+    router_flush(rt);
+    ck_assert_ptr_nonnull(strstr(out, "1=+OK "));
+    ck_assert_ptr_nonnull(strstr(out, "3=+OK "));
+    ck_assert_ptr_null(strstr(out, "2=+OK "));
+    ck_assert_uint_eq(router_pending(rt), 0);
+}
+END_TEST
+
+/* Own reads are answered inside the call; there too a turn makes so much and no more. */
+START_TEST(long_own_replies_do_not_come_all_at_once) {
+    for (uint64_t client = 1; client <= 20; client++) say_to(true, 0, client, "GET a");
+    at_once = true;
+    router_pump_own(rt, 0);
+    ck_assert_uint_eq(own_calls, 5); /* the fifth is over four megabytes */
+    ck_assert_uint_eq(router_wake_at(rt), 0);
+    router_flush(rt);
+    router_pump_own(rt, 0);
+    ck_assert_uint_eq(own_calls, 10);
+    router_flush(rt);
+    for (int turn = 0; turn < 2; turn++) {
+        router_pump_own(rt, 0);
+        router_flush(rt);
+    }
+    ck_assert_uint_eq(own_calls, 20);
+    ck_assert_uint_eq(router_pending(rt), 0);
+}
+END_TEST
+
+START_TEST(a_wait_that_names_no_time_ends_with_the_timeout) {
+    say(0, 1, "LOCK.ACQUIRE l LEASE 1 WAIT x");
+    router_pump(rt, 0, &b1);
+    router_write_queued(rt, 0, 1);
+    router_write_queued(rt, 5000, 1); /* told twice: it counts from the first */
+    router_expire(rt, 9999);
+    replied("");
+    router_expire(rt, 11000);
+    replied("1=-UNCERTAIN no answer within forward-timeout (10000 ms); the command may have run ");
+}
+END_TEST
+
+START_TEST(an_older_first_entry_proves_nothing) {
+    say(0, 1, "SET a 1");
+    router_pump(rt, 0, &b2);
+    called("w1<0:SET ");
+    router_first(rt, b1);
+    router_first(rt, b2); /* that it is sent under */
+    router_pump(rt, 0, &b2);
+    called("w1<0:SET "); /* again under the same ballot, where it is taken once */
+    router_expire(rt, 10000);
+    replied("1=-UNCERTAIN no answer within forward-timeout (10000 ms); the command may have run ");
+}
+END_TEST
+
+START_TEST(a_candidate_that_leaves_gives_up_its_place) {
+    say(0, 1, "ELECT.CAMPAIGN e LEASE 1 v WAIT 60000");
+    router_pump(rt, 0, &b1);
+    calls[0] = '\0';
+    router_client_gone(rt, 0, 1); /* before it was told that it waits */
+    router_write_queued(rt, 100, 1);
+    router_expire(rt, 1099);
+    router_pump(rt, 1099, &b1);
+    called("");
+    router_expire(rt, 1100);
+    router_pump(rt, 1100, &b1);
+    called("w2<1:%DEQUEUE ");
+    ck_assert_str_eq(first_word, "e");
+}
+END_TEST
+
+START_TEST(the_nearest_of_several_ends_wakes) {
+    say_to(true, 0, 1, "WAITREV 5 5000");
+    say_to(true, 0, 2, "WAITREV 6 3000");
+    say_to(true, 0, 3, "WAITREV 7 4000");
+    router_pump_own(rt, 0);
+    router_wait_revision(rt, 1, 5, 5000);
+    router_wait_revision(rt, 2, 6, 3000);
+    router_wait_revision(rt, 3, 7, 4000);
+    ck_assert_uint_eq(router_wake_at(rt), 3000);
+    router_revision(rt, 3000, 4);
+    replied("2=$-1 ");
+    router_revision(rt, 3500, 7);
+    router_flush(rt);
+    ck_assert_ptr_nonnull(strstr(out, "1=:7 "));
+    ck_assert_ptr_nonnull(strstr(out, "3=:7 "));
+    ck_assert_uint_eq(router_wake_at(rt), UINT64_MAX);
+}
+END_TEST
+
+/* What has not even begun is refused with the rest, in its place. */
+START_TEST(an_outcast_refuses_what_has_not_begun) {
+    say_to(true, 0, 1, "WAITREV 5 3000");
+    say(0, 1, "SET a 1");
+    router_refuse(rt, "CLUSTERDOWN not ours");
+    replied("");
+    router_pump_own(rt, 0);
+    router_wait_revision(rt, 1, 5, 3000);
+    router_revision(rt, 3000, 4);
+    replied("1=$-1 1=-CLUSTERDOWN not ours ");
+    router_refuse(rt, NULL);
+    say(3000, 1, "SET a 1");
+    router_pump(rt, 3000, &b1);
+    called("o1:WAITREV w1<0:SET ");
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("router");
     tcase_add_checked_fixture(tc, setup, teardown);
@@ -521,6 +674,15 @@ int main(void) {
     tcase_add_test(tc, a_refused_write_is_answered_once);
     tcase_add_test(tc, what_a_snapshot_jumped_over_is_uncertain);
     tcase_add_test(tc, places_in_queues_are_given_up_across_a_snapshot);
+    tcase_add_test(tc, what_waits_has_a_limit_in_bytes);
+    tcase_add_test(tc, who_quits_is_hung_up_after_its_replies);
+    tcase_add_test(tc, who_has_left_gets_no_reply);
+    tcase_add_test(tc, long_own_replies_do_not_come_all_at_once);
+    tcase_add_test(tc, a_wait_that_names_no_time_ends_with_the_timeout);
+    tcase_add_test(tc, an_older_first_entry_proves_nothing);
+    tcase_add_test(tc, a_candidate_that_leaves_gives_up_its_place);
+    tcase_add_test(tc, the_nearest_of_several_ends_wakes);
+    tcase_add_test(tc, an_outcast_refuses_what_has_not_begun);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_set_tap(runner, "-");

@@ -394,6 +394,32 @@ START_TEST(it_hangs_on_the_leases_it_names) {
 }
 END_TEST
 
+/* However many, and however often. */
+START_TEST(it_hangs_on_many_leases) {
+    static const char text[] =
+        "for i = 1, 2 * #ARGV do redis.call('set', KEYS[1], i, 'LEASE', ARGV[(i - 1) % #ARGV + 1]) "
+        "end return redis.call('get', KEYS[1])";
+    at(1000);
+    char id[24];
+    for (int i = 1; i <= 10; i++) {
+        snprintf(id, sizeof id, "%d", i);
+        SAYS("LEASE.GRANT 5000", id);
+    }
+    EVALS(text, "1 a 1 2 3 4 5 6 7 8 9 10", "\"20\"");
+    const uint64_t seq = start(text, "1 b 1 2 3 4 5 6 7 8 9 10");
+    struct buf effects = {.alloc = heap_alloc()};
+    buf_append_slice(&effects, buf_slice(&story_value));
+    SAYS("LEASE.REVOKE 9", "1");
+    buf_clear(&story_value);
+    buf_append_slice(&story_value, buf_slice(&effects));
+    char want[64];
+    snprintf(want, sizeof want, "#%llu void", (unsigned long long)seq);
+    ck_assert_str_eq(batch_end(), want);
+    SEES("EXISTS b", "0");
+    buf_release(&effects);
+}
+END_TEST
+
 START_TEST(it_waits_for_the_log_as_reads_do) {
     at(1000);
     SAYS("SET a 1 PX 500", "OK");
@@ -606,6 +632,7 @@ static void add(TCase *tc) {
     tcase_add_loop_test(tc, what_changed_voids_it, 0, sizeof races / sizeof races[0]);
     tcase_add_test(tc, a_void_script_is_told_to_every_node);
     tcase_add_test(tc, it_hangs_on_the_leases_it_names);
+    tcase_add_test(tc, it_hangs_on_many_leases);
     tcase_add_test(tc, it_waits_for_the_log_as_reads_do);
     tcase_add_test(tc, versions_made_by_the_script_are_not_known_in_it);
     tcase_add_test(tc, fencing_inside_a_script);
