@@ -1474,6 +1474,159 @@ START_TEST(a_sick_disk_neither_leads_nor_campaigns) {
 }
 END_TEST
 
+/* ------------------------------------------------------------------ what is said in the wrong role, or of another time
+ */
+
+START_TEST(a_stored_position_that_is_no_slot_halts) {
+    saved = (struct paxos_saved){.chosen = UINT64_MAX};
+    make(2);
+    ck_assert_str_eq(paxos_halt_reason(p), "the stored position is no slot");
+    saved.accepted = broken_stores[0].entries; /* and more is wrong: the first reason stays */
+    saved.accepted_count = 2;
+    make(2);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_str_ne(paxos_halt_reason(p), "the stored position is no slot");
+}
+END_TEST
+
+START_TEST(who_has_halted_does_nothing_any_more) {
+    const struct membership now = made(2, 7, 0);
+    struct ballot b;
+    accept_one(5, 1, 1, "a", 0);
+    only_after(PAXOS_MSG_ACCEPTED);
+    const uint64_t batch = out.batch;
+    accept_one(5, 1, 1, "b", 0);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    durable(batch);
+    paxos_install(p, now_ms, 10, &now, NULL);
+    paxos_generation(p, now_ms, 1);
+    ck_assert_int_eq(paxos_role(p), PAXOS_HALTED);
+    ck_assert_uint_eq(paxos_chosen(p), 0);
+    ck_assert(!paxos_leader(p, now_ms, &b));
+    ck_assert_int_eq(paxos_transfer(p, now_ms, PAXOS_NODES_MAX), PAXOS_NOT_LEADER);
+    ck_assert(nothing());
+}
+END_TEST
+
+START_TEST(a_follower_has_confirmed_nothing) {
+    ck_assert_uint_eq(paxos_confirmed(p), 0);
+    ck_assert(!paxos_caught_up(p, 0));
+    to_leading();
+    ck_assert_uint_ge(paxos_confirm(p, now_ms), 1);
+    ck_assert(!paxos_caught_up(p, 2)); /* ourselves */
+    ck_assert(!paxos_caught_up(p, 5)); /* no member */
+    ck_assert(!paxos_caught_up(p, PAXOS_NODES_MAX));
+}
+END_TEST
+
+/* Each row makes one thing wrong. */
+enum broken { SLOT_0, SLOTS_TURNED, ROUND_LATER, BALLOT_OTHER, STORE_OTHER, BROKEN_END };
+static struct paxos_msg broken(struct paxos_msg m, enum broken what) {
+    switch (what) {
+    case SLOT_0: m.slot = 0; break;
+    case SLOTS_TURNED: m.slot = m.slot_last + 1; break;
+    case ROUND_LATER: m.round += 1000; break;
+    case BALLOT_OTHER: m.ballot.round++; break;
+    case STORE_OTHER: m.generation = 1; break;
+    case BROKEN_END: break;
+    }
+    return m;
+}
+START_TEST(what_a_leader_is_told_is_looked_at) {
+    to_leading();
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(paxos_step(p, &(struct paxos_input){.now_ms = now_ms, .kind = PAXOS_PROPOSE}), PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    const struct paxos_msg accepted = {.kind = PAXOS_MSG_ACCEPTED, .from = 1, .ballot = own, .slot = 1, .slot_last = 2},
+                           ack = {.kind = PAXOS_MSG_HEARTBEAT_ACK, .from = 1, .ballot = own, .round = 1},
+                           refuse = {.kind = PAXOS_MSG_REFUSE, .from = 1, .ballot = own, .promised = ballot(99, 1)};
+    for (enum broken what = SLOT_0; what < BROKEN_END; what++) {
+        ck_assert_int_eq(say(broken(accepted, what)), PAXOS_IGNORED);
+        if (what >= ROUND_LATER) ck_assert_int_eq(say(broken(ack, what)), PAXOS_IGNORED);
+        if (what >= BALLOT_OTHER) ck_assert_int_eq(say(broken(refuse, what)), PAXOS_IGNORED);
+    }
+    const struct paxos_entry e = {.slot = 1, .ballot = own, .value = slice_str("other")};
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 1, .entries = &e, .entry_count = 1}),
+                     PAXOS_IGNORED); /* what it proposes is at least as new */
+    ck_assert_int_eq(paxos_role(p), PAXOS_LEADING);
+    ck_assert_uint_eq(paxos_chosen(p), 0);
+    durable(out.batch);
+    ck_assert_int_eq(say(accepted), PAXOS_TAKEN);
+    ck_assert_uint_eq(paxos_chosen(p), 2);
+    ck_assert_int_eq(say(accepted), PAXOS_TAKEN); /* twice is once */
+    ck_assert_uint_eq(paxos_chosen(p), 2);
+}
+END_TEST
+
+START_TEST(what_a_candidate_is_told_is_looked_at) {
+    ck_assert(nothing());
+    now_ms = out.wake_at_ms;
+    tick();
+    ck_assert(paxos_take(p, &out));
+    const struct paxos_msg granted = {.kind = PAXOS_MSG_PREVOTE_REPLY,
+                                      .from = 0,
+                                      .ballot = out.sends_now[0].ballot,
+                                      .granted = true,
+                                      .round = out.sends_now[0].round};
+    for (enum broken what = ROUND_LATER; what < BROKEN_END; what++)
+        ck_assert_int_eq(say(broken(granted, what)), PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREVOTING);
+    say(granted);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    ck_assert(paxos_take(p, &out));
+    durable(out.batch);
+    const struct paxos_msg promise = {
+        .kind = PAXOS_MSG_PROMISE, .from = 1, .ballot = granted.ballot, .slot = 1, .slot_last = UINT64_MAX - 1};
+    for (enum broken what = SLOT_0; what < BROKEN_END; what++)
+        if (what != ROUND_LATER) ck_assert_int_eq(say(broken(promise, what)), PAXOS_IGNORED);
+    const struct paxos_entry early = {.slot = 4, .ballot = ballot(1, 1)};
+    struct paxos_msg part = promise; /* an entry before the part's first slot */
+    part.slot = 5;
+    part.chosen = 4;
+    part.entries = &early;
+    part.entry_count = 1;
+    ck_assert_int_eq(say(part), PAXOS_IGNORED);
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    paxos_generation(p, now_ms, 0); /* that it is already */
+    ck_assert_int_eq(paxos_role(p), PAXOS_PREPARING);
+    paxos_generation(p, now_ms, 1); /* nobody's vote was for this store */
+    ck_assert_int_eq(paxos_role(p), PAXOS_FOLLOWER);
+}
+END_TEST
+
+/* Of two promises one reports what the other says is chosen: that is learned, and not proposed. */
+START_TEST(what_is_chosen_elsewhere_is_not_proposed_again) {
+    saved = (struct paxos_saved){.promised = ballot(4, 0)};
+    make(2);
+    to_preparing();
+    ck_assert(paxos_take(p, &out));
+    const uint64_t batch = out.batch;
+    const struct paxos_entry e[] = {{.slot = 2, .ballot = ballot(3, 1), .value = slice_str("b")},
+                                    {.slot = 7, .ballot = ballot(3, 1), .value = slice_str("g")}};
+    ck_assert_int_eq(promise_from(1, 0, e, 2), PAXOS_TAKEN);
+    ck_assert_int_eq(promise_from(0, 5, NULL, 0), PAXOS_TAKEN);
+    durable(batch);
+    ck_assert_int_eq(paxos_role(p), PAXOS_SETTLING);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.save_count, 0);
+    uint32_t asked = 0;
+    for (uint32_t i = 0; i < out.send_now_count; i++) {
+        if (out.sends_now[i].kind != PAXOS_MSG_CATCHUP) continue;
+        ck_assert_uint_eq(out.sends_now[i].to, 0);
+        asked++;
+    }
+    ck_assert_uint_eq(asked, 1);
+    struct paxos_entry chosen[5];
+    for (uint32_t i = 0; i < 5; i++)
+        chosen[i] = (struct paxos_entry){.slot = i + 1, .ballot = ballot(2, 0), .value = slice_str("c")};
+    ck_assert_int_eq(say((struct paxos_msg){.kind = PAXOS_MSG_CHOSEN, .from = 0, .entries = chosen, .entry_count = 5}),
+                     PAXOS_TAKEN);
+    ck_assert(paxos_take(p, &out));
+    ck_assert_uint_eq(out.apply_count, 5);
+    ck_assert(slice_equal(out.applies[1].value, slice_str("c")));
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("paxos");
     TCase *tc = tcase_create("cluster");
@@ -1540,6 +1693,12 @@ static Suite *suite(void) {
     tcase_add_test(tc, a_snapshot_stands_for_the_log_before_it);
     tcase_add_test(tc, the_room_of_the_best_majority);
     tcase_add_test(tc, a_sick_disk_neither_leads_nor_campaigns);
+    tcase_add_test(tc, a_stored_position_that_is_no_slot_halts);
+    tcase_add_test(tc, who_has_halted_does_nothing_any_more);
+    tcase_add_test(tc, a_follower_has_confirmed_nothing);
+    tcase_add_test(tc, what_a_leader_is_told_is_looked_at);
+    tcase_add_test(tc, what_a_candidate_is_told_is_looked_at);
+    tcase_add_test(tc, what_is_chosen_elsewhere_is_not_proposed_again);
     suite_add_tcase(s, tc);
     return s;
 }
