@@ -92,8 +92,8 @@ static bool used(const struct clients *cs, const struct world *w, uint32_t index
     if (index < FIRST_MAIN) return index < cs->plain_count;
     if (index < FIRST_KEEPER) return index - FIRST_MAIN < cs->session_count;
     if (index < FIRST_ONCE) return index - FIRST_KEEPER < cs->session_count;
-    if (index < OPERATOR) return index - FIRST_ONCE < cs->once_count;
-    if (index == OPERATOR) return w->swarm.members;
+    if (index < ADMIN) return index - FIRST_ONCE < cs->once_count;
+    if (index == ADMIN) return w->swarm.members;
     if (index < FIRST_NEXT) return index - FIRST_PROXY < cs->proxy_count;
     if (index < FIRST_SETTLER) return index - FIRST_NEXT < cs->proxy_count;
     return true;
@@ -104,7 +104,7 @@ static void reconnect(struct clients *cs, struct world *w, struct client *c) {
         if (c->asked[i].op != 0) story_lost(cs->story, c->asked[i].op - 1);
     }
     if (c->index >= FIRST_NEXT && c->index < FIRST_SETTLER) proxy_next_lost(cs, c);
-    if (c->index == OPERATOR) operator_lost(cs, w, c);
+    if (c->index == ADMIN) admin_lost(cs, w, c);
     c->id = ++cs->next_id;
     c->asked_count = 0;
     c->reply_bytes = 0;
@@ -126,13 +126,13 @@ void clients_node_gone(struct clients *cs, struct world *w, uint16_t node) {
     }
 }
 void clients_load(struct clients *cs, struct world *w) {
-    if (w->swarm.members) operator_looks(cs, w);
+    if (w->swarm.members) admin_looks(cs, w);
     for (uint32_t i = 0; i < FIRST_SETTLER; i++) {
         struct client *c = &cs->all[i];
         if (!used(cs, w, i) || !world_chance(w, 300000)) continue;
         const struct sim_node *n = &w->nodes[c->node];
-        if (!n->up || n->wiped ||
-            (!check_member(w, c->node) && w->now_us >= n->paused_until_us && world_chance(w, 300000)))
+        const bool speaks = n->up && w->now_us >= n->paused_until_us; /* else replies of it may be on their way */
+        if (!n->up || (speaks && (n->wiped || (!check_member(w, c->node) && world_chance(w, 300000)))))
             client_leaves(cs, w, c);
         world_client_input(w, c->node, i);
     }
@@ -311,8 +311,8 @@ void clients_act(struct clients *cs, struct world *w, uint32_t index) {
         proxy_nexts(cs, w, c, &cs->proxies[index - FIRST_NEXT]);
     } else if (index >= FIRST_PROXY) {
         proxy_acts(cs, w, c, &cs->proxies[index - FIRST_PROXY]);
-    } else if (index == OPERATOR) {
-        operator_acts(cs, w, c);
+    } else if (index == ADMIN) {
+        admin_acts(cs, w, c);
     } else if (index >= FIRST_ONCE) {
         once_acts(cs, w, c, &cs->onces[index - FIRST_ONCE]);
     } else if (index >= FIRST_KEEPER) {

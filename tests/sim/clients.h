@@ -4,7 +4,7 @@
  *   sessions  hold a lease each and fight for locks and elections; half-dead ones stop renewing, or everything
  *   proxies   hold a lease each and cache who serves which session (ROUTE.*)
  *   onces     number their commands and repeat them until they are answered (onces.c)
- *   operator  takes nodes in and out (operator.h)
+ *   operator  takes nodes in and out (admin.h)
  *   settlers  one at each node: is new work finished?
  *
  * Each seed draws how many of each there are and what they like to do.  What they are told goes to story.h (judged at
@@ -12,7 +12,7 @@
  * patience, goes to another node; what it had asked may then have happened or not. */
 #pragma once
 #include "lockd/core/replica.h"
-#include "tests/sim/operator.h"
+#include "tests/sim/admin.h"
 #include "tests/sim/story.h"
 
 enum { PIPELINE_MAX = 4, PLAIN_MAX = 8, SESSIONS_MAX = 4, PROXIES_MAX = 3, ONCES_MAX = 3 };
@@ -20,7 +20,7 @@ enum {
     FIRST_MAIN = PLAIN_MAX,
     FIRST_KEEPER = FIRST_MAIN + SESSIONS_MAX,
     FIRST_ONCE = FIRST_KEEPER + SESSIONS_MAX,
-    OPERATOR = FIRST_ONCE + ONCES_MAX,
+    ADMIN = FIRST_ONCE + ONCES_MAX,
     FIRST_PROXY,
     FIRST_NEXT = FIRST_PROXY + PROXIES_MAX,
     FIRST_SETTLER = FIRST_NEXT + PROXIES_MAX,
@@ -111,7 +111,7 @@ struct clients {
     uint32_t pipeline_ppm, patience_ppm;
     bool settle_done[SIM_NODES_MAX];
     bool quiet; /* nobody asks anything new */
-    struct operator operator;
+    struct admin admin;
     uint32_t forward_timeout_ms;
     struct replica *(*replica_at)(const struct world *w, uint16_t node);
     struct ballot (*log_ballot)(const struct world *w); /* of the last first entry that was chosen */

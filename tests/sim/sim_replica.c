@@ -446,6 +446,9 @@ static void end(struct world *w) {
         if (state == IDENTITY_FORMED || (state != IDENTITY_OUTCAST && is_dialled(w, node)))
             world_fail(w, "P11: n%u lost its disk and does not know that it is out", node);
     }
+    const struct admin *o = &state_of(w)->clients->admin;
+    world_trace(w, "the operator let %u in, took %u out, moved leadership %u times and emptied %u stores", o->added,
+                o->removed, o->transferred, o->emptied);
     if (!w->failed) clients_end(state_of(w)->clients, w, state_of(w)->forward_timeout_ms);
     if (!w->failed) check_end(w);
 }
@@ -459,7 +462,7 @@ static bool may_wipe(struct world *w, uint16_t node) {
         if (!w->nodes[i].gone && !w->nodes[i].wiped && w->nodes[i].disk.record.cluster_id == 0) return false;
     }
     if (m->slot != 0 && check_prefix(w) < m->slot + w->config_delay + 2ull * state_of(w)->inflight_max) return false;
-    return operator_can_lose(state_of(w)->clients, w, node);
+    return admin_can_lose(state_of(w)->clients, w, node);
 }
 static bool dials(const struct world *w, uint16_t from, uint16_t to) {
     return (state_of(w)->processes[from].known >> to & 1) != 0;

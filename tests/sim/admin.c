@@ -1,5 +1,5 @@
-/* operator.c - see operator.h. */
-#include "tests/sim/operator.h"
+/* admin.c - see admin.h. */
+#include "tests/sim/admin.h"
 #include <stdio.h>
 #include <string.h>
 #include "tests/sim/checkers.h"
@@ -32,23 +32,23 @@ static bool majority_without(const struct world *w, uint16_t out, uint16_t lost)
     }
     return sound > voters / 2;
 }
-static bool bearable(const struct operator* o, const struct world *w, uint16_t removed, uint16_t lost) {
+static bool bearable(const struct admin *o, const struct world *w, uint16_t removed, uint16_t lost) {
     const uint16_t one = removed < SIM_NODES_MAX ? bit(removed) : 0, other = o->removal.open ? bit(o->removal.seat) : 0;
     return majority_without(w, 0, lost) && majority_without(w, one, lost) && majority_without(w, other, lost) &&
            majority_without(w, one | other, lost);
 }
-bool operator_can_lose(const struct clients *cs, const struct world *w, uint16_t node) {
-    if (w->nodes[node].wiped || cs->operator.removal.open) return false;
-    return !check_member(w, node) || bearable(&cs->operator, w, SIM_NODES_MAX, node);
+bool admin_can_lose(const struct clients *cs, const struct world *w, uint16_t node) {
+    if (w->nodes[node].wiped || cs->admin.removal.open) return false;
+    return !check_member(w, node) || bearable(&cs->admin, w, SIM_NODES_MAX, node);
 }
 
 /* ------------------------------------------------------------------ asking */
 
-static void removal_done(struct operator* o) {
+static void removal_done(struct admin *o) {
     if (!o->removal.lost) o->removal.open = false; /* else another copy of it may be about */
 }
-void operator_lost(struct clients *cs, struct world *w, const struct client *c) {
-    struct operator* o = & cs->operator;
+void admin_lost(struct clients *cs, struct world *w, const struct client *c) {
+    struct admin *o = &cs->admin;
     if (c->asked_count == 0 || c->asked[0].a != CHANGE_REMOVE) return;
     o->removal.lost = true;
     o->removal.dated = false;
@@ -56,7 +56,7 @@ void operator_lost(struct clients *cs, struct world *w, const struct client *c) 
 }
 /* A lost copy of a removal can run until a later leader's first entry. */
 static void look_at_removal(struct clients *cs, struct world *w) {
-    struct operator* o = & cs->operator;
+    struct admin *o = &cs->admin;
     if (!o->removal.open || !o->removal.lost) return;
     if (!o->removal.dated) {
         if (w->now_us < o->removal.lost_us + DATE_US + cs->forward_timeout_ms * UINT64_C(1100)) return;
@@ -79,7 +79,7 @@ static void told(struct clients *cs, struct world *w, struct client *c, const st
                                         "ERR that store is node",
                                         "ERR there is no such voter",
                                         "ERR that node did not catch up"};
-    struct operator* o = & cs->operator;
+    struct admin *o = &cs->admin;
     const uint16_t seat = (uint16_t)(a->b & 0xff);
     bool known = r->kind == (a->a == CHANGE_NONE ? ':' : '+');
     for (uint32_t i = 0; i < sizeof usual / sizeof usual[0]; i++) known = known || reply_is_error(r, usual[i]);
@@ -90,7 +90,7 @@ static void told(struct clients *cs, struct world *w, struct client *c, const st
     }
     if (a->a == CHANGE_REMOVE && reply_is_error(r, "UNCERTAIN")) {
         c->asked_count++; /* as if the connection had ended */
-        operator_lost(cs, w, c);
+        admin_lost(cs, w, c);
         c->asked_count--;
     } else if (a->a == CHANGE_REMOVE) {
         removal_done(o);
@@ -114,7 +114,7 @@ static void transfer(struct clients *cs, struct world *w, struct client *c) {
         client_says(cs, w, c, told, 0, CHANGE_NONE, 0, "NODE.TRANSFER %u", (unsigned)world_below(w, w->node_count) + 1);
 }
 static void remove_node(struct clients *cs, struct world *w, struct client *c, uint16_t seat) {
-    struct operator* o = & cs->operator;
+    struct admin *o = &cs->admin;
     if (o->removal.open && o->removal.seat != seat) return; /* one after the other */
     if (!bearable(o, w, seat, SIM_NODES_MAX)) return;
     o->removal.open = true;
@@ -122,39 +122,46 @@ static void remove_node(struct clients *cs, struct world *w, struct client *c, u
     client_says(cs, w, c, told, 0, CHANGE_REMOVE, check_prefix(w) << 8 | seat, "NODE.REMOVE %u", seat + 1u);
 }
 static void add_node(struct clients *cs, struct world *w, struct client *c, uint16_t seat, uint64_t store) {
-    cs->operator.adds[seat] = store;
+    cs->admin.adds[seat] = store;
     client_says(cs, w, c, told, 0, CHANGE_ADD, check_prefix(w) << 8 | seat, "NODE.ADD %u 10.0.0.%u:7411 %016llx",
                 seat + 1u, seat + 1u, u(store));
 }
-void operator_acts(struct clients *cs, struct world *w, struct client *c) {
-    struct operator* o = & cs->operator;
+/* One of the things that can be done now, if there is one: who is lost first, then whatever comes. */
+static void change_members(struct clients *cs, struct world *w, struct client *c) {
     const struct membership *m = check_newest(w);
-    if (w->now_us < o->next_us || w->calm) return;
-    o->next_us = w->now_us + world_between(w, 5, world_chance(w, 300000) ? 1000 : 200) * 1000;
-    if (world_chance(w, o->removal.open && o->removal.lost ? 300000 : 100000)) {
-        transfer(cs, w, c);
-        return;
-    }
-    const uint16_t seat = (uint16_t)world_below(w, w->node_count);
-    const bool lost = m->store_ids[seat] != 0 && m->store_ids[seat] != store_of(w, seat);
-    if (world_chance(w, 30000)) { /* makes no sense: another node's store, or asked twice */
-        const uint16_t other = (uint16_t)world_below(w, w->node_count);
-        if (m->store_ids[other] != 0 && m->store_ids[seat] != 0) add_node(cs, w, c, seat, m->store_ids[other]);
-    } else if (o->removal.open && world_chance(w, 500000)) {
-        remove_node(cs, w, c, o->removal.seat);
-    } else if (lost || ((m->voters | m->learners) & bit(seat) && world_chance(w, 300000))) {
-        remove_node(cs, w, c, seat);
-    } else if (m->store_ids[seat] == 0 && w->nodes[seat].up) {
-        add_node(cs, w, c, seat, store_of(w, seat));
+    const uint16_t first = (uint16_t)world_below(w, w->node_count);
+    const bool takes_out = world_chance(w, 400000);
+    for (uint16_t i = 0; i < w->node_count && c->asked_count == 0; i++) {
+        const uint16_t seat = (uint16_t)((first + i) % w->node_count);
+        const bool sits = m->store_ids[seat] != 0, lost = sits && m->store_ids[seat] != store_of(w, seat);
+        if (lost || (sits && takes_out))
+            remove_node(cs, w, c, seat);
+        else if (!sits && !takes_out && w->nodes[seat].up)
+            add_node(cs, w, c, seat, store_of(w, seat));
     }
 }
-void operator_looks(struct clients *cs, struct world *w) {
+void admin_acts(struct clients *cs, struct world *w, struct client *c) {
+    struct admin *o = &cs->admin;
+    const struct membership *m = check_newest(w);
+    if (w->now_us < o->next_us || w->calm) return;
+    o->next_us = w->now_us + world_between(w, 5, world_chance(w, 200000) ? 1000 : 100) * 1000;
+    const uint16_t seat = (uint16_t)world_below(w, w->node_count), other = (uint16_t)world_below(w, w->node_count);
+    if (world_chance(w, o->removal.open && o->removal.lost ? 300000 : 70000))
+        transfer(cs, w, c);
+    else if (world_chance(w, 30000) && m->store_ids[other] != 0 && m->store_ids[seat] != 0)
+        add_node(cs, w, c, seat, m->store_ids[other]); /* makes no sense, or was done long ago */
+    else if (o->removal.open && world_chance(w, 500000))
+        remove_node(cs, w, c, o->removal.seat);
+    else
+        change_members(cs, w, c);
+}
+void admin_looks(struct clients *cs, struct world *w) {
     look_at_removal(cs, w);
-    if (w->calm || !world_chance(w, 3000)) return;
+    if (w->calm || !world_chance(w, 20000)) return;
     const uint16_t node = (uint16_t)world_below(w, w->node_count);
     const struct sim_node *n = &w->nodes[node];
     if (check_member(w, node) || n->disk.record.cluster_id == 0 || n->gone || !w->object->may_wipe(w, node)) return;
     world_trace(w, "the operator empties n%u, which is out", node);
-    cs->operator.emptied++;
+    cs->admin.emptied++;
     world_empty(w, node);
 }
