@@ -242,7 +242,7 @@ static void node_start(uint16_t index) {
     struct paxos_entry accepted[64];
     n->saved.paxos.accepted = accepted;
     n->saved.paxos.accepted_count = 0;
-    n->saved.paxos.restarted = n->saved.record.cluster_id != 0;
+    n->saved.paxos.restarted = n->saved.record.cluster_id != 0 || n->saved.paxos.promised.round > 0;
     for (paxos_slot s = n->saved.paxos.chosen + 1; s < SLOTS; s++)
         if (n->slots[s].there)
             accepted[n->saved.paxos.accepted_count++] = (struct paxos_entry){
@@ -648,6 +648,29 @@ START_TEST(a_wiped_node_does_not_vote) {
     const char *got = take(9);
     ck_assert_msg(strncmp(got, "-CLUSTERDOWN this node's store 00000000000003e7", 46) == 0, "%s", got);
     /* with the wiped node's vote a majority would be there; without it there is none */
+    node_kill((uint16_t)leader());
+    run(5000);
+    ck_assert_int_eq(leader(), -1);
+}
+END_TEST
+
+/* Its log and promises are there and the record of its cluster is not: what else is missing nobody knows (P11).  Which
+ * of the three is left does not matter. */
+START_TEST(a_store_that_lost_its_record_does_not_vote) {
+    start_all(3);
+    expect(0, 1, "SET a 1", "+OK\r\n");
+    const uint16_t victim = (uint16_t)((leader() + 1) % 3);
+    struct test_node *n = &nodes[victim];
+    node_kill(victim);
+    n->saved.record = (struct identity_record){0};
+    if (_i == 1) n->saved.paxos.chosen = 0; /* accepted entries */
+    if (_i == 2) {                          /* a promise */
+        n->saved.paxos.chosen = 0;
+        for (int s = 0; s < SLOTS; s++) n->slots[s].there = false;
+    }
+    node_start(victim);
+    run(2000);
+    ck_assert_int_eq((int)replica_identity(n->replica), IDENTITY_OUTCAST);
     node_kill((uint16_t)leader());
     run(5000);
     ck_assert_int_eq(leader(), -1);
@@ -1955,6 +1978,28 @@ START_TEST(a_removed_node_says_so_and_may_come_back) {
 }
 END_TEST
 
+/* The same without a restart: the store takes its new name while it runs, and votes by it. */
+START_TEST(a_removed_node_that_runs_on_may_come_back) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), out = (uint16_t)((l + 1) % 3), third = (uint16_t)((l + 2) % 3);
+    char line[128];
+    snprintf(line, sizeof line, "NODE.REMOVE %u", out + 1u);
+    change(l, line);
+    run(3000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_OUTCAST);
+    snprintf(line, sizeof line, "NODE.ADD %u 127.0.0.1:7000 %016llx", out + 1u, 100ull + out);
+    change(l, line);
+    run(4000);
+    ck_assert_int_eq((int)replica_identity(nodes[out].replica), IDENTITY_FORMED);
+    ck_assert_uint_eq(members_of(l)->voters, 7);
+    ck_assert_uint_eq(members_of(l)->generation[out], 1);
+    node_kill(third); /* its vote is needed */
+    run(1000);
+    expect(out, 8, "SET y 1", "+OK\r\n");
+    expect(out, 8, "GET y", "$1\r\n1\r\n");
+}
+END_TEST
+
 /* It heard nothing of it, and nobody speaks to it any more. */
 START_TEST(who_was_removed_while_it_was_away_finds_out) {
     start_all(3);
@@ -2004,6 +2049,7 @@ int main(void) {
     tcase_add_test(tc, a_move_waits_out_the_cover_of_a_silent_holder);
     tcase_add_test(tc, scripts_run_on_any_node);
     tcase_add_test(tc, a_wiped_node_does_not_vote);
+    tcase_add_loop_test(tc, a_store_that_lost_its_record_does_not_vote, 0, 3);
     tcase_add_test(tc, a_read_is_not_confirmed_by_a_round_older_than_itself);
     tcase_add_test(tc, a_quick_restart_leaves_waiters_their_time);
     tcase_add_loop_test(tc, a_script_comes_through_a_stream_of_writes, 0, sizeof streams / sizeof streams[0]);
@@ -2027,6 +2073,7 @@ int main(void) {
     tcase_add_test(tc, alone_there_is_nobody_to_take_it);
     tcase_add_loop_test(tc, a_dead_node_is_replaced_by_an_empty_one, 0, 2);
     tcase_add_test(tc, a_removed_node_says_so_and_may_come_back);
+    tcase_add_test(tc, a_removed_node_that_runs_on_may_come_back);
     tcase_add_test(tc, who_was_removed_while_it_was_away_finds_out);
     tcase_add_test(tc, a_leader_that_is_removed_hands_over);
     tcase_add_loop_test(tc, what_is_asked_of_the_leader_is_looked_at, 0, sizeof asked / sizeof asked[0]);
