@@ -245,6 +245,18 @@ class Node:
     def running(self):
         return self.child is not None and self.child.poll() is None
 
+    def dying(self):
+        """Killed, but the kernel still has to take it down (one that met its memory limit, for example)."""
+        if not self.running():
+            return False
+        try:
+            status = pathlib.Path(f'/proc/{self.child.pid}/status').read_text()
+            flags = int(pathlib.Path(f'/proc/{self.child.pid}/stat').read_text().rsplit(')', 1)[1].split()[6])
+        except OSError:
+            return True
+        pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(('SigPnd', 'ShdPnd'))]
+        return bool(flags & 4) or any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
     def listening(self):
         return self.running() and 'lockd listening' in self.log_text(self.started_at)
 
