@@ -40,11 +40,11 @@
  *      another generation and counts none of them (is_member); between two stores a seat is free for at least a slots.
  *
  * Up to paxos_members_done a removed store is needed as any other: thrown away earlier it counts as one store lost.
- * That loses nothing, for one member goes at a time, and what is left of a majority of the old configuration still meets
- * every majority of the new one; but two that become one cannot go on without it.  Nothing is lost by several changes in
- * a row either: an acceptor takes a slot only up to 2 x inflight_max above its chosen, so once that many slots of the
- * new configuration are chosen (config_delay, before the next change can be in effect, is more), a majority of it has
- * everything before.
+ * That loses nothing, for one member goes at a time, and what is left of a majority of the old configuration still
+ * meets every majority of the new one; but two that become one cannot go on without it.  Nothing is lost by several
+ * changes in a row either: an acceptor takes a slot only up to 2 x inflight_max above its chosen, so once that many
+ * slots of the new configuration are chosen (config_delay, before the next change can be in effect, is more), a
+ * majority of it has everything before.
  *
  * The log above `chosen` is a ring of cells.  Values are counted references: the same bytes wait in the log, in a
  * save, in messages and in an apply.  What a step causes collects in `out`; a take hands it over and keeps it until
