@@ -42,6 +42,7 @@ struct campaign { /* one ballot */
     struct ballot ballot;
     struct votes granted, promised; /* by whom; promised: with a report of what was accepted */
     struct votes followed;          /* acknowledged its leader */
+    bool let; /* a majority had let it when it first asked for promises; what it learns later changes no ballot */
     bool led;
     bool released; /* its leader has given it up */
     uint16_t heir; /* to whom */
@@ -275,7 +276,7 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
     struct campaign *c = campaign(w, m->ballot);
     vote(w, &c->granted, from);
     const paxos_slot known = m->chosen < n->told ? m->chosen : n->told; /* it may have waited for a slow disk */
-    bool let = many(w, known, known, &c->granted);
+    bool let = c->let || many(w, known, known, &c->granted);
     if (m->promised.round > 0) {
         const struct campaign *before = campaign(w, m->promised);
         if (!before->released || before->heir != from)
@@ -283,6 +284,7 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
                        ballot_seat(m->promised));
         let = true;
     }
+    c->let = let;
     if (!let)
         world_fail(w, "P7: n%u prepares %llu.%u, a majority did not let it", from, u(m->ballot.round), m->ballot.node);
     const uint64_t boot = w->nodes[from].boot;

@@ -39,8 +39,9 @@ struct state {
     bool calm;  /* no more changes */
     bool quiet; /* no clients */
     struct membership founding;
-    uint64_t values;     /* handed to anybody so far */
-    paxos_slot *slot_of; /* by value */
+    uint64_t doubts[SIM_NODES_MAX]; /* the store there was proposed to be removed, and sits there still */
+    uint64_t values;                /* handed to anybody so far */
+    paxos_slot *slot_of;            /* by value */
     size_t slot_capacity;
     uint64_t healed_value, heal_us; /* proposed after the faults ended */
     bool healed_done;
@@ -432,16 +433,31 @@ static int leader(struct world *w) {
 
 /* ------------------------------------------------------------------ the administrator */
 
-/* Of the voters, one removed or one lost, a majority has its disks. */
-static bool bearable(const struct world *w, uint16_t removed, uint16_t lost) {
+/* Of the voters, some removed or one lost, a majority has its disks. */
+static bool majority_without(const struct world *w, uint16_t removed, uint16_t lost) {
     const struct membership *m = check_newest(w);
     uint32_t voters = 0, sound = 0;
     for (uint16_t i = 0; i < w->node_count; i++) {
-        if (!(m->voters >> i & 1) || i == removed) continue;
+        if (!(m->voters & ~removed & 1u << i)) continue;
         voters++;
         sound += !w->nodes[i].wiped && !w->nodes[i].gone && i != lost;
     }
     return sound > voters / 2;
+}
+/* The same, whatever becomes of the removals that were proposed and may be chosen yet. */
+static bool bearable(struct world *w, uint16_t removed, uint16_t lost) {
+    struct state *s = state_of(w);
+    const struct membership *m = check_newest(w);
+    const uint16_t one = removed < SIM_NODES_MAX ? (uint16_t)(1u << removed) : 0;
+    for (uint16_t i = 0; i < SIM_NODES_MAX; i++) {
+        if (m->store_ids[i] != s->doubts[i]) s->doubts[i] = 0;
+    }
+    for (uint16_t some = 0; some < 1 << SIM_NODES_MAX; some++) {
+        bool may_go = true;
+        for (uint16_t i = 0; i < SIM_NODES_MAX && may_go; i++) may_go = !(some >> i & 1) || s->doubts[i] != 0;
+        if (may_go && !majority_without(w, some | one, lost)) return false;
+    }
+    return true;
 }
 /* The newest membership is in effect and its majority has everything that was chosen before it. */
 static bool in_effect(const struct world *w, uint32_t inflight_max) {
@@ -478,6 +494,7 @@ static void administrate(struct world *w, uint16_t node) {
         c.kind = CHANGE_ADD;
     }
     if (c.kind == CHANGE_REMOVE) c.store_id = m->store_ids[seat];
+    if (c.kind == CHANGE_REMOVE) s->doubts[seat] = c.store_id;
     if (c.kind != CHANGE_NONE) (void)propose_change(w, node, c);
 }
 static bool may_wipe(struct world *w, uint16_t node) {

@@ -41,8 +41,9 @@ struct state {
     uint32_t checkpoints, installs, hand_overs;
     /* as every node has them configured */
     uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, heartbeat_ms, lease_ms, reattach_ms, client_pending_max;
-    uint32_t hand_over_ppm;   /* each time that clients do something */
-    struct ballot log_ballot; /* of the last first entry in the chosen log */
+    uint32_t hand_over_ppm;        /* each time that clients do something */
+    paxos_slot changed, strike_at; /* the newest membership; where those who know of it start again; 0: nowhere */
+    struct ballot log_ballot;      /* of the last first entry in the chosen log */
     struct slice argv[BATCH_ARGC_MAX];
 };
 static struct frame_scratch scratch;
@@ -403,7 +404,26 @@ static void give_away(struct world *w) {
     world_trace(w, "n%u is to hand over", node);
     world_client_input(w, node, CLIENT_NOBODY);
 }
+/* Somewhere between the choice of a new membership and the time when nobody needs the old one, those who know of it
+ * start again. */
+static void strike(struct world *w) {
+    struct state *s = state_of(w);
+    const paxos_slot slot = check_newest(w)->slot;
+    if (s->changed != slot) {
+        s->changed = slot;
+        s->strike_at = world_chance(w, 300000) ? slot + world_below(w, w->config_delay + 2 * s->inflight_max + 2) : 0;
+    }
+    if (s->strike_at == 0 || check_prefix(w) < s->strike_at || !w->swarm.crashes) return;
+    s->strike_at = 0;
+    world_trace(w, "a change is on its way, and");
+    const bool all = world_chance(w, 600000);
+    const int led = leader(w);
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (all || i == led) world_fall(w, i);
+    }
+}
 static void load(struct world *w) {
+    if (!w->calm) strike(w);
     const int led = leader(w);
     check_late_look(state_of(w)->clients->lates, w, led >= 0 ? replica_keyspace(replica_at(w, (uint16_t)led)) : NULL);
     if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) give_away(w);

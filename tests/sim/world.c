@@ -555,6 +555,11 @@ static void wipe(struct world *w, uint16_t node) {
     *d = (struct disk){.store_id = world_random(w) | 1, .slow_factor = 1};
     w->nodes[node].wiped = true;
 }
+void world_fall(struct world *w, uint16_t node) {
+    if (!w->nodes[node].up) return;
+    world_crash(w, node);
+    schedule(w, w->now_us + world_between(w, 1, 500) * 1000, EVENT_RESTART, node, NULL);
+}
 void world_empty(struct world *w, uint16_t node) {
     world_crash(w, node);
     wipe(w, node);
@@ -570,9 +575,10 @@ void world_restart(struct world *w, uint16_t node) {
     world_trace(w, "n%u starts, boot %llu", node, (unsigned long long)n->boot);
     /* an install that was cut short: the file is there, the log does not say so yet; what it has may be accepted only
      */
-    if (n->disk.checkpoint.slot > n->disk.chosen) {
-        n->disk.chosen = n->disk.checkpoint.slot;
-        disk_cut(&n->disk, n->disk.chosen);
+    const paxos_slot state = n->disk.checkpoint.slot + n->disk.snapshot.slot; /* an object has one kind of them */
+    if (state > n->disk.chosen) {
+        n->disk.chosen = state;
+        disk_cut(&n->disk, state);
     }
     check_start(w, node);
     w->object->start(w, node);

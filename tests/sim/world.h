@@ -226,6 +226,8 @@ void world_run_until(struct world *w, uint64_t until_us);
 void world_pause(struct world *w, uint16_t node, uint64_t ms);
 void world_crash(struct world *w, uint16_t node);
 void world_restart(struct world *w, uint16_t node);
+/* It crashes, and starts again a little later. */
+void world_fall(struct world *w, uint16_t node);
 /* Its disk is given up for an empty one; it starts again a little later. */
 void world_empty(struct world *w, uint16_t node);
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
