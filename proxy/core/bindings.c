@@ -1050,7 +1050,6 @@ static void hold(struct bindings *b, struct bindings_entry *e, const struct bind
     e->epoch = reply->epoch;
     e->touched_ms = b->now_ms;
     retry_now(e);
-    if (moved && epoch_before == reply->epoch) moved = false;
     if (epoch_before == reply->epoch) return; /* nothing new */
     struct bindings_output *out = put_about(b, moved ? BINDINGS_SAY_MOVED : BINDINGS_SAY_BOUND, e);
     out->member = backend;
