@@ -55,7 +55,7 @@ bool batch_next(struct wire *w, struct origin *ret_origin, uint32_t *ret_argc, s
 bool batch_is_whole(struct slice value) {
     struct wire w;
     struct batch_head head;
-    if (value.bytes == 0) return true;
+    if (value.bytes == 0 || paxos_is_blank(value)) return true;
     if (!batch_read(&w, value, &head)) return false;
     for (uint32_t i = 0; i < head.count && !w.bad; i++) {
         (void)wire_u16(&w);

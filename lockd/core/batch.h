@@ -4,7 +4,8 @@
  * have names that start with '%', which no client can send.
  *
  * Layout (wire.h): u64 round, u16 node, u8 first, u64 stamp_ms, u32 count, then per command u16 node, u64 boot, u64
- * seq, u32 argc, argc x bytes.  An empty value (0 bytes) is a no-op that fills a gap. */
+ * seq, u32 argc, argc x bytes.  An empty value (0 bytes) fills a gap that a leader
+ * left, a blank one (PAXOS_BLANK) is a slot in which a leader says nothing. */
 #pragma once
 #include "common/must.h"
 #include "common/wire.h"

@@ -282,12 +282,13 @@ static void lease_due(struct keeper *k, uint64_t now_ms, struct kept *l, struct 
         due->expired[due->expired_count++] = l->id;
         return;
     }
-    if (l->log_ms <= now_ms && !BUG(84)) {
+    if (l->log_ms <= now_ms) {
         const uint64_t again_ms = l->ttl_ms / 8 > KEEPER_SILENT_MS ? l->ttl_ms / 8 : KEEPER_SILENT_MS;
         l->log_ms = now_ms + again_ms;
-        l->remaining = true;
+        l->remaining = !BUG(84);
         due->remaining[due->remaining_count].lease = l->id;
-        due->remaining[due->remaining_count++].ms = l->deadline_ms - now_ms;
+        due->remaining[due->remaining_count].ms = l->deadline_ms - now_ms;
+        due->remaining_count += BUG(84) ? 0 : 1;
     }
     heap_push(k, (struct timer){.at_ms = lease_timer(l), .kind = TIMER_LEASE, .a = l->id});
 }

@@ -258,11 +258,16 @@ static void apply_batch(struct keyspace *ks, struct slice value) {
     struct wire w;
     struct batch_head head;
     must(batch_read(&w, value, &head));
-    if (ballot_compare(head.ballot, ks->ballot) < 0 && !BUG(21)) return; /* K2 */
+    if (ballot_compare(head.ballot, ks->ballot) < 0 && !BUG(21)) { /* K2 */
+        ks->gap = true;
+        return;
+    }
     if (head.first) {
         ks->ballot = head.ballot;
+        ks->gap = false;
         ks_fact(ks, &(struct ks_fact){.kind = KS_FIRST, .ballot = head.ballot});
     }
+    if (ks->gap && !BUG(98)) return;                                /* K2 */
     if (head.stamp_ms > ks->stamp_ms) ks->stamp_ms = head.stamp_ms; /* K3 */
     if (!(BUG(50) && ks->config.node == 1)) ks_end_due(ks);
     for (uint32_t i = 0; i < head.count; i++) {
@@ -280,7 +285,10 @@ void keyspace_apply(struct keyspace *ks, paxos_slot slot, struct slice value, st
     ks->slot = slot;
     ks->fact_count = 0;
     buf_clear(&ks->replies);
-    if (value.bytes > 0) apply_batch(ks, value);
+    if (value.bytes == 0)
+        ks->gap = true;
+    else if (!paxos_is_blank(value))
+        apply_batch(ks, value);
     ks_members_settle(ks);
     facts_finish(ks, ret_facts);
 }
@@ -446,9 +454,11 @@ void keyspace_counts(const struct keyspace *ks, struct ks_counts *ret_counts) {
 }
 
 uint64_t keyspace_hash(const struct keyspace *ks) {
-    const uint64_t head[] = {ks->slot,         ks->revision,    ks->stamp_ms,     ks->ballot.round,   ks->ballot.node,
-                             ks->has_settings, ks->name_count,  ks->lock_count,   ks->register_count, ks->waiter_count,
-                             ks->memory_bytes, ks->lease_count, ks_names_hash(ks)};
+    const uint64_t head[] = {ks->slot,         ks->revision,     ks->stamp_ms,
+                             ks->ballot.round, ks->ballot.node,  (uint64_t)ks->has_settings | (uint64_t)ks->gap << 1,
+                             ks->name_count,   ks->lock_count,   ks->register_count,
+                             ks->waiter_count, ks->memory_bytes, ks->lease_count,
+                             ks_names_hash(ks)};
     uint64_t hash = XXH3_64bits(head, sizeof head);
     hash = XXH3_64bits_withSeed(&ks->settings, sizeof ks->settings, hash);
     for (uint32_t i = 0; i < ks->place_count; i++) {

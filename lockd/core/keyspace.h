@@ -8,7 +8,8 @@
  * What always holds:
  *   K1  Every executed command that may change something gets the next revision (F); fences, versions, lease ids and
  *       epochs are revisions, so they only grow, for ever.
- *   K2  A batch built under a lower ballot than the last first entry applied is void whole (P6).
+ *   K2  A batch built under a lower ballot than the last first entry applied is void whole (P6); so is what a leader
+ *       built after a slot of its own that was lost, and filled by another: its clients' order would be turned.
  *   K3  Stamps never go down: a batch is judged at max(its stamp, the last one).  Everything due at that stamp (keys,
  *       waits) ends before the first command of the batch, in order of deadline, then of creation.
  *   K4  A grant checks the waiter's lease at apply; nobody is granted a lock with a lease that is gone.

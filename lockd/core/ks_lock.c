@@ -286,7 +286,7 @@ void ks_cmd_lock_check(struct ks_call *call) {
     char shown[80];
     if (!ks_arg_u64(call, 2, "the token", 0, INT64_MAX, &token)) return;
     const struct ks_name *name = ks_peek(call, call->argv[1]);
-    if (name != NULL && name->type == KS_LOCK && name->version == token)
+    if (name != NULL && name->type == KS_LOCK && (name->version == token || BUG(49)))
         resp_integer(call->reply, 1);
     else
         resp_error(call->reply, "FENCED token %llu does not hold '%s'", (unsigned long long)token,

@@ -89,7 +89,7 @@ static void save_head(const struct keyspace *ks, struct ks_saver *s) {
     ks_put_u64(s, ks->stamp_ms);
     ks_put_u64(s, ks->ballot.round);
     ks_put_u16(s, ks->ballot.node);
-    ks_put_u8(s, ks->has_settings);
+    ks_put_u8(s, (uint8_t)(ks->has_settings | ks->gap << 1));
 #define SETTING(name, value, low, high, unit, text) ks_put_u64(s, ks->settings.name);
     KEYSPACE_SETTINGS(SETTING)
 #undef SETTING
@@ -126,7 +126,7 @@ static void save_name(const struct keyspace *ks, struct ks_saver *s, const struc
     if (name->touched != 0) flags |= NAME_TOUCHED;
     if (name->due.at_ms != KS_NEVER) flags |= NAME_DUE;
     if (name->lease != NULL) flags |= NAME_LEASED;
-    if (name->waiters != NULL) flags |= NAME_WAITED;
+    if (name->waiters != NULL && !BUG(48)) flags |= NAME_WAITED;
     ks_put_u8(s, flags);
     ks_put_u64(s, name->version);
     if (flags & NAME_TOUCHED) ks_put_u64(s, name->touched);
@@ -155,7 +155,7 @@ static void save_body(const struct keyspace *ks, struct ks_saver *s) {
         if (lease == NULL) continue;
         ks_put_u64(s, lease->id);
         ks_put_u32(s, lease->ttl_ms);
-        ks_put_u32(s, lease->remaining_ms);
+        ks_put_u32(s, BUG(44) ? 0 : lease->remaining_ms);
         ks_put_bytes(s, slice_of(lease->holder, lease->holder_bytes));
         ks_put_u32(s, lease->once_count);
         for (const struct ks_once *o = lease->once; o != NULL; o = o->next) {
@@ -311,12 +311,13 @@ static void load_head(struct ks_loader *l, struct counts *c) {
     if (!ks_take_check(l, ks_take_u32(l) == KS_SAVED_FORMAT, "its format is of another version")) return;
     ks->slot = ks_take_u64(l);
     ks->revision = ks_take_u64(l);
-    ks->stamp_ms = ks_take_u64(l);
+    ks->stamp_ms = BUG(86) ? ks_take_u64(l) / 2 : ks_take_u64(l);
     ks->ballot.round = ks_take_u64(l);
     ks->ballot.node = ks_take_u16(l);
-    const uint8_t has_settings = ks_take_u8(l);
-    ks_take_check(l, has_settings <= 1, "a flag that is neither set nor not");
-    ks->has_settings = has_settings == 1;
+    const uint8_t flags = ks_take_u8(l);
+    ks_take_check(l, flags <= 3, "a flag that is neither set nor not");
+    ks->has_settings = (flags & 1) != 0;
+    ks->gap = (flags & 2) != 0;
 #define SETTING(name, value, low, high, unit, text)                                                                    \
     ks->settings.name = ks_take_u64(l);                                                                                \
     ks_take_check(l, ks->settings.name >= low && ks->settings.name <= high, "a setting is out of range");

@@ -122,6 +122,7 @@ struct keyspace {
     struct ballot ballot;
     struct ks_settings settings;
     bool has_settings;
+    bool gap; /* K2: nothing counts until a first entry */
     struct ks_members members;
 
     struct ks_name **names; /* shard_mask + 1 hash tables: each grows by itself, so no growth stops us for long */

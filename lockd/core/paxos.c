@@ -618,7 +618,7 @@ static uint64_t majority_has(const struct paxos *p, const struct membership *m, 
     return sorted[majority(m) - 1];
 }
 static uint64_t majorities_have(const struct paxos *p, const uint64_t *by_seat) {
-    const uint64_t now = majority_has(p, &p->members[BUG(40) && p->pending ? 1 : 0], by_seat);
+    const uint64_t now = majority_has(p, &p->members[0], by_seat);
     return p->pending ? min64(now, majority_has(p, &p->members[1], by_seat)) : now;
 }
 
@@ -710,7 +710,7 @@ static void settle(struct paxos *p) {
     }
     propose_reports(p);
     /* A configuration among what was just chosen may need other promises than ours: first it must be known. */
-    if (p->known < p->settle_top && !(BUG(42) && p->chosen >= p->settle_top)) return;
+    if (p->known < p->settle_top) return;
     window_clear(p, &p->best);
     p->role = PAXOS_LEADING;
     p->failures = 0;
@@ -973,14 +973,14 @@ static bool should_go(const struct paxos *p) {
     return !votes_in(p, &p->members[0], p->config.node) || stalled(p);
 }
 
-/* A pending configuration takes effect only as slots are chosen: empty ones if nobody has work, and so many more that a
+/* A pending configuration takes effect only as slots are chosen: blank ones if nobody has work, and so many more that a
  * majority of it has that on its disks (paxos.h).  Half of the places stay free for those who have work. */
 static void bring_into_effect(struct paxos *p) {
     const struct membership *n = newest(p);
     if (n->slot == 0 || BUG(41)) return;
     const paxos_slot need = min64(paxos_members_done(p, n->slot), propose_limit(p));
     const paxos_slot most = p->chosen + (p->config.inflight_max + 1) / 2;
-    while (p->last < need && p->last < most) propose(p, p->last + 1, value_new(p, slice_of(NULL, 0)));
+    while (p->last < need && p->last < most) propose(p, p->last + 1, value_new(p, PAXOS_BLANK));
 }
 
 /* What a leader does of itself, once per take. */
@@ -1447,12 +1447,12 @@ static uint64_t majority_until(const struct paxos *p) {
 static uint64_t stall_until(const struct paxos *p) {
     const struct cell *c = cell_at(&p->log, p->chosen + 1);
     if (!p->settle_begun || !in_open_slots(p, c)) return UINT64_MAX;
-    return max64(c->sent_ms, p->progress_ms) + 10 * (uint64_t)p->config.lease_ms;
+    return max64(c->sent_ms, p->progress_ms) + (BUG(46) ? 0 : 10) * (uint64_t)p->config.lease_ms;
 }
 
 static void lead_on(struct paxos *p) {
     if (alone(p)) return;
-    if (p->now_ms >= majority_until(p)) {
+    if (p->now_ms >= majority_until(p) && !BUG(45)) {
         follow(p, 0);
     } else if (p->role == PAXOS_SETTLING && !p->settle_begun && p->now_ms >= learn_until(p)) {
         follow(p, p->config.lease_ms);

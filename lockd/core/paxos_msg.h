@@ -26,6 +26,12 @@ static inline bool ballot_equal(struct ballot a, struct ballot b) {
 /* Position in the log.  The first slot is 1; 0 means "none yet". */
 typedef uint64_t paxos_slot;
 
+/* A leader that needs a slot and has nothing to say proposes this; an empty value stands where nobody knows of one. */
+#define PAXOS_BLANK slice_of("", 1)
+static inline bool paxos_is_blank(struct slice value) {
+    return value.bytes == 1 && value.data[0] == 0;
+}
+
 /* No round and no slot of a correct node is above this: the next one can always be counted. */
 #define PAXOS_NUMBER_MAX (UINT64_C(1) << 62)
 

@@ -522,7 +522,8 @@ static void apply(struct replica *r, uint64_t now_ms, const struct paxos_entry *
     const bool own = r->serving && entry->value.bytes > 0 && batch_read(&w, entry->value, &head) &&
                      ballot_equal(head.ballot, r->ballot);
     struct ks_facts facts;
-    keyspace_apply(r->ks, entry->slot, entry->value, &facts);
+    keyspace_apply(r->ks, entry->slot,
+                   BUG(51) && !r->serving && entry->slot % 64 == 0 ? slice_of(NULL, 0) : entry->value, &facts);
     saving_applied(r, entry->value.bytes);
     bool lease_told = false;
     for (uint32_t i = 0; i < facts.count; i++) apply_fact(r, now_ms, &facts.facts[i], &lease_told);
@@ -759,6 +760,7 @@ static void paxos_turn(struct replica *r, uint64_t now_ms) {
             r->first_out = false;
         }
         if (!r->first_out && paxos_role(r->paxos) == PAXOS_LEADING && paxos_room(r->paxos) > 0) lead_first(r, now_ms);
+        if (BUG(47) && r->first_out && !r->serving) lead_start(r, now_ms);
         choose_target(r, now_ms);
         if (r->target.round > 0 && ballot_seat(r->target) != r->config.node && now_ms >= r->resend_ms) {
             r->resend_ms = now_ms + RESEND_MS;

@@ -231,7 +231,7 @@ static void wait_installed(void *context, uint64_t seq) {
 static void change_over(struct replica *r, uint64_t now_ms, struct keyspace *ks) {
     const paxos_slot slot = keyspace_slot(ks), before = keyspace_slot(r->ks);
     lead_end(r);
-    keyspace_free(r->ks);
+    if (!BUG(87)) keyspace_free(r->ks);
     r->ks = ks;
     members_installed(r, now_ms);
     r->saving.log_bytes = 0;
@@ -254,7 +254,7 @@ void replica_installed(struct replica *r, uint64_t now_ms, paxos_slot slot) {
     s->running = 0;
     snapshot_drop(s->snapshot, now_ms, false);
     snapshot_have(s->snapshot, slot, s->bytes);
-    if (slot > keyspace_slot(r->ks) && paxos_role(r->paxos) != PAXOS_HALTED)
+    if ((slot > keyspace_slot(r->ks) || BUG(82)) && paxos_role(r->paxos) != PAXOS_HALTED)
         change_over(r, now_ms, ks);
     else
         keyspace_free(ks); /* the log was faster after all; the checkpoint is a good one */

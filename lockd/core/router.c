@@ -254,7 +254,7 @@ static void finish(struct router *rt, struct request *q, struct slice reply, boo
         return;
     }
     buf_append_slice(&q->reply, reply);
-    q->leased = leased && !BUG(98);
+    q->leased = leased;
     if (ran) running_change(c, q, -1);
     if (q->barrier && c->blocked) unblock(rt, c);
     mark_dirty(rt, c);

@@ -18,6 +18,7 @@ struct once_facts {
     uint32_t place_count;
     paxos_slot slot;
     struct ballot ballot;
+    bool gap;  /* a slot of that leader was lost: what it built after it does not count */
     bool lost; /* the log could not be read to its end */
     struct slice argv[BATCH_ARGC_MAX];
 };
@@ -68,10 +69,12 @@ static void apply(struct once_facts *f, struct world *w, struct slice value) {
     struct wire wire;
     struct batch_head head;
     if (!batch_read(&wire, value, &head)) {
-        f->lost = value.bytes > 0;
+        f->gap = f->gap || value.bytes == 0;
+        f->lost = value.bytes > 0 && !paxos_is_blank(value);
         return;
     }
-    if (ballot_compare(head.ballot, f->ballot) < 0) return;
+    f->gap = (f->gap && !head.first) || ballot_compare(head.ballot, f->ballot) < 0;
+    if (f->gap) return;
     if (head.first) f->ballot = head.ballot;
     for (uint32_t i = 0; i < head.count && !f->lost; i++) {
         struct origin o;

@@ -27,6 +27,7 @@ struct queue_facts {
     uint32_t gone_count;
     paxos_slot slot;
     struct ballot ballot;
+    bool gap; /* a slot of that leader was lost: what it built after it does not count */
     uint64_t revision, stamp_ms, uses;
     struct { /* commands on locks sent in a ONCE that have ended */
         uint64_t lease, seq;
@@ -235,12 +236,14 @@ static void run(struct queue_facts *f, struct origin origin, uint32_t argc) {
 static void apply(struct queue_facts *f, struct slice value) {
     struct wire w;
     struct batch_head head;
-    if (value.bytes == 0) return;
+    f->gap = f->gap || value.bytes == 0;
+    if (value.bytes == 0 || paxos_is_blank(value)) return;
     if (!batch_read(&w, value, &head)) {
         f->lost = true;
         return;
     }
-    if (ballot_compare(head.ballot, f->ballot) < 0) return;
+    f->gap = (f->gap && !head.first) || ballot_compare(head.ballot, f->ballot) < 0;
+    if (f->gap) return;
     if (head.first) f->ballot = head.ballot;
     if (head.stamp_ms > f->stamp_ms) f->stamp_ms = head.stamp_ms;
     for (uint32_t i = 0; i < LOCKS_MAX; i++) {

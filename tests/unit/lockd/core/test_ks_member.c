@@ -9,7 +9,7 @@ static const struct ks_members *members(void) {
 
 /* Empty entries. */
 static void slots(uint64_t count) {
-    while (count-- > 0) keyspace_apply(ks, ++story_slot, slice_of(NULL, 0), &story_facts);
+    while (count-- > 0) keyspace_apply(ks, ++story_slot, PAXOS_BLANK, &story_facts);
 }
 
 static void founded(void) {
