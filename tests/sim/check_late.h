@@ -2,7 +2,8 @@
  *
  * Who holds a lease says when it was last heard of.  In peace, a leader that has served without a break lets a lease
  * end within a tenth of its ttl after the ttl, counted from the last sign of its holder or from the beginning of that
- * leadership, whichever is later; LATE_MS is for commits and what was on its way. */
+ * leadership, whichever is later; LATE_MS is for commits and what was on its way.  When leaders come and go, each takes
+ * off the ttl what it could have logged: no number of elections keeps a lease alive. */
 #pragma once
 #include "lockd/core/keyspace.h"
 #include "tests/sim/world.h"

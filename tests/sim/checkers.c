@@ -43,6 +43,8 @@ struct campaign { /* one ballot */
     struct votes granted, promised; /* by whom; promised: with a report of what was accepted */
     struct votes followed;          /* acknowledged its leader */
     bool let; /* a majority had let it when it first asked for promises; what it learns later changes no ballot */
+    bool begun;
+    paxos_slot known; /* how far the candidate had applied when it began: whose pre-votes it needed */
     bool led;
     bool released; /* its leader has given it up */
     uint16_t heir; /* to whom */
@@ -102,7 +104,7 @@ static void prefix_on(struct world *w) {
     while (facts(w, c->prefix + 1)->chosen) {
         const struct slice value = facts(w, ++c->prefix)->kept;
         struct membership m = *newest(w);
-        if (value.bytes == 0 || !w->object->change(w, c->prefix, value, &m)) continue;
+        if (!w->object->change(w, c->prefix, value, &m)) continue;
         must(c->config_count < CONFIGS_MAX);
         c->configs[c->config_count++] = m;
         if (w->calm) world_recall(w);
@@ -275,7 +277,7 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
     promise_is_durable(w, from, m->ballot, "the prepare");
     struct campaign *c = campaign(w, m->ballot);
     vote(w, &c->granted, from);
-    const paxos_slot known = m->chosen < n->told ? m->chosen : n->told; /* it may have waited for a slow disk */
+    const paxos_slot known = c->begun ? c->known : n->told;
     bool let = c->let || many(w, known, known, &c->granted);
     if (m->promised.round > 0) {
         const struct campaign *before = campaign(w, m->promised);
@@ -382,6 +384,9 @@ static void check_leads(struct world *w, uint16_t node, const struct paxos_msg *
     if (m->kind == PAXOS_MSG_HEARTBEAT) n->grant_until_ms = world_local_ms(w, node) + m->lease_ms;
 }
 
+void check_handed_over(struct world *w, struct ballot b) {
+    campaign(w, b)->released = true;
+}
 void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet *p) {
     struct paxos_msg m;
     if (!w->object->message(w, p, &m)) return;
@@ -476,7 +481,16 @@ void check_read(struct world *w, uint16_t node, paxos_slot before, const char *b
         world_fail(w, "P8: a read by %s at n%u sees slot %llu, but %llu was acknowledged before it was asked", by, node,
                    u(w->checker->nodes[node].applied), u(before));
 }
+/* Its question leaves when its disk has the promise; what it learns on the way changes nobody's leave to ask. */
+static void note_candidate(struct world *w, uint16_t node) {
+    const struct paxos *p = w->object->paxos(w, node);
+    if (p == NULL || paxos_role(p) != PAXOS_PREPARING) return;
+    struct campaign *c = campaign(w, paxos_ballot(p));
+    if (!c->begun) c->known = w->checker->nodes[node].told;
+    c->begun = true;
+}
 void check_turn(struct world *w, uint16_t node) {
+    note_candidate(w, node);
     if (w->wild || !believes(w, node)) return;
     if (campaign(w, paxos_ballot(w->object->paxos(w, node)))->released)
         world_fail(w, "P13: n%u believes the lease of a ballot it gave up", node);

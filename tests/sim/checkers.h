@@ -30,6 +30,8 @@ void check_durable(struct world *w, uint16_t node, const struct disk_write *t);
 void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet *p);
 /* A node is about to take in this message. */
 void check_heard(struct world *w, uint16_t node, const struct paxos_msg *m);
+/* The node has handed over what it led under that ballot, whether or not anybody was told. */
+void check_handed_over(struct world *w, struct ballot b);
 /* The work of one take: promises given, entries handed out. */
 void check_promises(struct world *w, uint16_t node, const struct paxos_output *out);
 void check_applies(struct world *w, uint16_t node, const struct paxos_output *out);

@@ -39,6 +39,7 @@ enum like {
     LIKE_END
 };
 static const uint32_t likes_usual[LIKE_END] = {3, 2, 1, 1, 2, 3, 4, 2, 4, 2, 1, 4, 2, 3, 3};
+static const uint32_t likes_reading[LIKE_END] = {[LIKE_GET] = 3, [LIKE_GETV] = 3, [LIKE_COUNT] = 2, [LIKE_OBSERVE] = 1};
 
 /* ------------------------------------------------------------------ life */
 
@@ -57,17 +58,22 @@ struct clients *clients_new(struct world *w, struct replica *(*replica_at)(const
     static const uint32_t plain[] = {2, 4, 6, 8, 8}, sessions[] = {0, 2, 3, 4, 4}, proxies[] = {0, 0, 2, 3},
                           onces[] = {0, 1, 2, 3};
     cs->plain_count = plain[world_below(w, 5)];
+    cs->reader_count = world_chance(w, 500000) ? (uint32_t)world_between(w, 1, cs->plain_count - 1u) : 0;
     cs->session_count = sessions[world_below(w, 5)];
     cs->proxy_count = proxies[world_below(w, 4)];
     cs->once_count = onces[world_below(w, 4)];
     static const uint32_t pipelines[] = {0, 100000, 300000, 700000}, patience[] = {300, 3000, 3000, 20000};
     cs->pipeline_ppm = pipelines[world_below(w, 4)];
     cs->patience_ppm = patience[world_below(w, 4)];
+    const bool patient = world_chance(w, 300000);
+    cs->ttl_ms_min = patient ? 3000 : 1000;
+    cs->ttl_ms_max = patient ? 6000 : 2500;
+    uint32_t likes_total = 0;
     for (uint32_t i = 0; i < LIKE_END; i++) {
         cs->likes[i] = world_chance(w, 300000) ? (uint32_t)world_below(w, 2) * 8 : likes_usual[i];
-        cs->likes_total += cs->likes[i];
+        likes_total += cs->likes[i];
     }
-    if (cs->likes_total == 0) cs->likes_total = cs->likes[LIKE_INCR] = 1;
+    if (likes_total == 0) cs->likes[LIKE_INCR] = 1;
     for (uint32_t i = 0; i < CLIENTS_MAX; i++) {
         struct client *c = &cs->all[i];
         c->id = ++cs->next_id;
@@ -200,10 +206,20 @@ static void told_plain(struct clients *cs, struct world *w, struct client *c, co
 static uint64_t life_us(uint64_t ms) {
     return ms * 1000 - ms * SIM_DRIFT_PPM / 1000 - 2000;
 }
-static void plain_acts(struct clients *cs, struct world *w, struct client *c) {
-    uint64_t pick = world_below(w, cs->likes_total);
+void client_value(uint64_t value, char out[CLIENT_VALUE_MAX]) {
+    snprintf(out, CLIENT_VALUE_MAX, "%0*llu", value % 4 == 0 ? 180 : 1, u(value));
+}
+static enum like pick_like(struct world *w, const uint32_t *likes) {
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < LIKE_END; i++) total += likes[i];
+    uint64_t pick = world_below(w, total);
     enum like like = 0;
-    while (pick >= cs->likes[like]) pick -= cs->likes[like++];
+    while (pick >= likes[like]) pick -= likes[like++];
+    return like;
+}
+static void plain_acts(struct clients *cs, struct world *w, struct client *c) {
+    const bool reads = c->index + cs->reader_count >= cs->plain_count; /* it never waits for a write of its own */
+    const enum like like = pick_like(w, reads ? likes_reading : cs->likes);
     static const enum story_group groups[LIKE_END] = {
         [LIKE_INCR] = STORY_COUNTERS, [LIKE_COUNT] = STORY_COUNTERS, [LIKE_REGISTER] = STORY_REGISTERS};
     enum story_group group = groups[like];
@@ -212,29 +228,29 @@ static void plain_acts(struct clients *cs, struct world *w, struct client *c) {
     const char *const name = story_name(cs->story, key);
     struct lin_op op = {.value = ++cs->next_value};
     const uint64_t ms = world_between(w, 20, 3000);
+    char value[CLIENT_VALUE_MAX];
+    client_value(op.value, value);
     switch (like) {
     case LIKE_SET:
         op.kind = LIN_SET;
-        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %llu", name, u(op.value));
+        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %s", name, value);
         break;
     case LIKE_SET_NX:
     case LIKE_SET_XX:
         op.kind = LIN_SET;
         op.flags = like == LIKE_SET_NX ? LIN_NX : LIN_XX;
-        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %llu %s", name, u(op.value),
-                    like == LIKE_SET_NX ? "NX" : "XX");
+        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %s %s", name, value, like == LIKE_SET_NX ? "NX" : "XX");
         break;
     case LIKE_SET_GET:
         op.kind = LIN_SET;
         op.flags = LIN_OLD | (world_chance(w, 500000) ? LIN_NX : 0);
-        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %llu GET%s", name, u(op.value),
-                    op.flags & LIN_NX ? " NX" : "");
+        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %s GET%s", name, value, op.flags & LIN_NX ? " NX" : "");
         break;
     case LIKE_SET_PX:
         op.kind = LIN_SET;
         op.flags = world_chance(w, 500000) ? LIN_NX : 0;
         op.life = life_us(ms);
-        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %llu PX %llu%s", name, u(op.value), u(ms),
+        client_asks(cs, w, c, told_plain, key, op, 0, "SET %s %s PX %llu%s", name, value, u(ms),
                     op.flags & LIN_NX ? " NX" : "");
         break;
     case LIKE_GET:
@@ -253,12 +269,13 @@ static void plain_acts(struct clients *cs, struct world *w, struct client *c) {
     case LIKE_CAS:
         op.kind = LIN_CAS;
         op.version = c->versions[at];
-        client_asks(cs, w, c, told_plain, key, op, 0, "CAS %s %llu %llu", name, u(op.version), u(op.value));
+        client_asks(cs, w, c, told_plain, key, op, 0, "CAS %s %llu %s", name, u(op.version), value);
         break;
     case LIKE_CAD:
         op.kind = LIN_CAD;
         op.value = c->values[at];
-        client_asks(cs, w, c, told_plain, key, op, 0, "EVAL @CAD 1 %s %llu", name, u(op.value));
+        client_value(op.value, value);
+        client_asks(cs, w, c, told_plain, key, op, 0, "EVAL @CAD 1 %s %s", name, value);
         break;
     case LIKE_PEXPIRE:
         op.kind = LIN_PEXPIRE;
@@ -342,7 +359,7 @@ static bool parse(const char **at, const char *end, struct reply *r, bool inner)
         if (end - *at < number + 2) return false;
         e.text = slice_of(*at, (size_t)number);
         *at += number + 2;
-        e.number = number > 0 && number < 20 ? strtoll(e.text.data, NULL, 10) : 0;
+        e.number = number > 0 && number < 200 ? strtoll(e.text.data, NULL, 10) : 0;
     }
     if (inner) {
         if (r->count < sizeof r->elements / sizeof r->elements[0]) r->elements[r->count++] = e;

@@ -106,9 +106,10 @@ struct clients {
     struct route_facts *routes;
     struct late_facts *lates;
     uint64_t next_id, next_value;
-    uint32_t plain_count, session_count, proxy_count, once_count;
-    uint32_t likes[16], likes_total; /* plain clients' mix */
+    uint32_t plain_count, reader_count, session_count, proxy_count, once_count; /* readers: the last plain ones */
+    uint32_t likes[16];                                                         /* plain clients' mix */
     uint32_t pipeline_ppm, patience_ppm;
+    uint64_t ttl_ms_min, ttl_ms_max; /* of the sessions */
     bool settle_done[SIM_NODES_MAX];
     bool quiet; /* nobody asks anything new */
     struct admin admin;
@@ -140,7 +141,10 @@ void clients_end(struct clients *cs, struct world *w, uint32_t patience_ms);
  * see struct asked. */
 void client_says(struct clients *cs, struct world *w, struct client *c, told_fn *told, uint32_t op, uint64_t a,
                  uint64_t b, const char *format, ...) __attribute__((format(printf, 8, 9)));
-/* The same, recorded in the story. */
+/* How that value is written; some are long: limits count bytes. */
+enum { CLIENT_VALUE_MAX = 192 };
+void client_value(uint64_t value, char out[CLIENT_VALUE_MAX]);
+/* The same as client_says, recorded in the story. */
 void client_asks(struct clients *cs, struct world *w, struct client *c, told_fn *told, uint32_t key, struct lin_op op,
                  uint64_t a, const char *format, ...) __attribute__((format(printf, 8, 9)));
 /* What the answer says about the story's operation; false: it was an error. */

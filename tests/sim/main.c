@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,16 +24,19 @@
 unsigned planted_bug;
 #endif
 
-enum { SETTLE_MS_MAX = 10000, QUIET_MS = 5000, CALM_MS = 3000, JOBS_MAX = 16, ABORTED = 70 };
+enum { SETTLE_MS_MAX = 10000, QUIET_MS = 5000, CALM_MS = 3000, JOBS_MAX = 16, ABORTED = 70, RUN_S_MAX = 60 };
 
 static const struct sim_object *const objects[] = {&sim_paxos, &sim_replica};
 enum { OBJECTS = sizeof objects / sizeof objects[0] };
 static char current[160]; /* how to repeat what runs now */
 
 static void on_abort(int number) {
-    (void)number;
-    static const char text[] = "\nnot ok - aborted\n  repeat with: ";
-    (void)!write(STDOUT_FILENO, text, sizeof text - 1);
+    static const char aborted[] = "\nnot ok - aborted\n  repeat with: ",
+                      hangs[] = "\nnot ok - hang: a turn does not end\n  repeat with: ";
+    if (number == SIGPROF)
+        (void)!write(STDOUT_FILENO, hangs, sizeof hangs - 1);
+    else
+        (void)!write(STDOUT_FILENO, aborted, sizeof aborted - 1);
     (void)!write(STDOUT_FILENO, current, strlen(current));
     (void)!write(STDOUT_FILENO, "\n", 1);
     _exit(ABORTED);
@@ -222,6 +226,8 @@ static struct result one(const struct options *o, uint64_t seed, size_t object) 
     if (o->nodes != 0) snprintf(node_text, sizeof node_text, " --nodes %u", o->nodes);
     snprintf(current, sizeof current, "%s --object %s%s --seed %" PRIu64, o->program, objects[object]->name, node_text,
              seed);
+    const struct itimerval limit = {.it_value.tv_sec = RUN_S_MAX}; /* of processor time, for this run alone */
+    if (!o->trace) (void)setitimer(ITIMER_PROF, &limit, NULL);
     struct result r = run(objects[object], seed, o->nodes, o->trace);
     if (!r.failed && !o->trace && seed % 16 == 0) { /* equal seeds, equal runs */
         const struct result again = run(objects[object], seed, o->nodes, false);
@@ -351,6 +357,7 @@ int main(int argc, char **argv) {
     if (!parse(argc, argv, &o)) return usage(argv[0]);
     signal(SIGABRT, on_abort);
     signal(SIGSEGV, on_abort);
+    signal(SIGPROF, on_abort);
     signal(SIGPIPE, SIG_IGN);
     setvbuf(stdout, NULL, _IOLBF, 0);
     const uint64_t runs = (o.last - o.first + 1) * (o.object >= 0 ? 1 : OBJECTS);

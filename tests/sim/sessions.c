@@ -141,7 +141,7 @@ void session_acts(struct clients *cs, struct world *w, struct client *c, struct 
      * client takes another lease. */
     if (se->releasing) forget(se);
     if (se->lease == 0) {
-        const uint64_t ttl_ms = world_between(w, 1000, 2500);
+        const uint64_t ttl_ms = world_between(w, cs->ttl_ms_min, cs->ttl_ms_max);
         client_says(cs, w, c, told_lease, 0, ttl_ms, 0, "LEASE.GRANT %llu NAME s%u", u(ttl_ms), c->index);
         return;
     }
@@ -171,7 +171,9 @@ void session_acts(struct clients *cs, struct world *w, struct client *c, struct 
     if (world_chance(w, 100000)) {
         const uint32_t key = story_key(cs->story, w, STORY_STRINGS);
         const struct lin_op op = {.kind = LIN_SET, .value = ++cs->next_value, .lease = se->lease};
-        client_asks(cs, w, c, told_set, key, op, 0, "SET %s %llu LEASE %llu", story_name(cs->story, key), u(op.value),
+        char value[CLIENT_VALUE_MAX];
+        client_value(op.value, value);
+        client_asks(cs, w, c, told_set, key, op, 0, "SET %s %s LEASE %llu", story_name(cs->story, key), value,
                     u(op.lease));
         return;
     }

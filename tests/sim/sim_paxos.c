@@ -36,8 +36,9 @@ struct process {
 struct state {
     struct process processes[SIM_NODES_MAX];
     uint32_t inflight_max, checkpoint_slots, stall_ms;
-    bool calm;  /* no more changes */
-    bool quiet; /* no clients */
+    uint32_t hand_over_ppm; /* each time that clients do something */
+    bool calm;              /* no more changes */
+    bool quiet;             /* no clients */
     struct membership founding;
     uint64_t doubts[SIM_NODES_MAX]; /* the store there was proposed to be removed, and sits there still */
     uint64_t values;                /* handed to anybody so far */
@@ -65,6 +66,8 @@ static void begin(struct world *w) {
     static const uint32_t checkpoints[] = {3, 10, 50, 300}, stalls[] = {0, 150, 1000};
     s->checkpoint_slots = checkpoints[world_below(w, 4)];
     s->stall_ms = stalls[world_below(w, 3)];
+    static const uint32_t hand_overs[] = {0, 0, 1000, 20000};
+    s->hand_over_ppm = hand_overs[world_below(w, 4)];
     for (uint16_t i = 0; i < w->founders; i++) {
         w->nodes[i].disk.record.cluster_id = 1;
         w->nodes[i].disk.record.members = *check_newest(w);
@@ -473,13 +476,6 @@ static void administrate(struct world *w, uint16_t node) {
         return;
     }
     if (s->calm || !world_chance(w, 40000)) return;
-    if (world_chance(w, 150000)) {
-        const uint16_t heir = world_chance(w, 500000) ? PAXOS_NODES_MAX : (uint16_t)world_below(w, w->node_count);
-        const enum paxos_verdict v = paxos_transfer(pr->p, world_local_ms(w, node), heir);
-        if (v == PAXOS_TAKEN) world_trace(w, "n%u is to hand over to %u", node, heir);
-        world_client_input(w, node, 0);
-        return;
-    }
     if (pr->applied < m->slot + w->config_delay && !world_chance(w, 50000)) return; /* one at a time */
     const uint16_t seat = (uint16_t)world_below(w, w->node_count);
     const uint16_t bit = (uint16_t)(1u << seat);
@@ -497,6 +493,13 @@ static void administrate(struct world *w, uint16_t node) {
     if (c.kind == CHANGE_REMOVE) s->doubts[seat] = c.store_id;
     if (c.kind != CHANGE_NONE) (void)propose_change(w, node, c);
 }
+/* Somebody wants another leader, that one or any. */
+static void give_away(struct world *w, uint16_t node) {
+    const uint16_t heir = world_chance(w, 500000) ? PAXOS_NODES_MAX : (uint16_t)world_below(w, w->node_count);
+    if (paxos_transfer(state_of(w)->processes[node].p, world_local_ms(w, node), heir) != PAXOS_TAKEN) return;
+    world_trace(w, "n%u is to hand over to %u", node, heir);
+    world_client_input(w, node, 0);
+}
 static bool may_wipe(struct world *w, uint16_t node) {
     const uint32_t inflight_max = state_of(w)->inflight_max;
     if (w->nodes[node].wiped || w->nodes[node].disk.record.cluster_id == 0 || !in_effect(w, inflight_max)) return false;
@@ -510,6 +513,7 @@ static void load(struct world *w) {
         if (!w->nodes[i].up || s->processes[i].p == NULL || paxos_role(s->processes[i].p) != PAXOS_LEADING) continue;
         if (s->quiet) continue;
         if (w->swarm.members) administrate(w, i);
+        if (!s->calm && world_chance(w, s->hand_over_ppm)) give_away(w, i);
         world_client_input(w, i, world_chance(w, 100000) ? world_between(w, 2, 40) : 1);
     }
 }
@@ -532,6 +536,7 @@ static bool settled(struct world *w) {
     }
     const struct membership *m = check_newest(w);
     if (m->slot != 0 && check_prefix(w) + 1 < m->slot + w->config_delay) return false; /* a change has an end */
+    if (!(m->voters >> l & 1)) return false; /* who is no voter any more gives leadership away */
     const paxos_slot need = check_acknowledged_max(w);
     for (uint16_t i = 0; i < w->node_count; i++) {
         if (!w->nodes[i].wiped && !w->nodes[i].gone && check_member(w, i) &&

@@ -13,7 +13,7 @@
 #include "tests/sim/clients.h"
 #include "tests/sim/object.h"
 
-enum { ENTRIES_MAX = 1 << 12 };
+enum { ENTRIES_MAX = 1 << 12, SUCCESSION_MS = 20000 };
 static const uint64_t CLIENT_NOBODY = UINT64_MAX; /* a turn, and nobody speaks */
 
 struct process {
@@ -23,9 +23,10 @@ struct process {
     struct replica *replica;
     struct buf frame;
     paxos_slot checkpointing;
-    uint16_t known;  /* seats whose addresses it has, as a mask */
-    bool stuck;      /* stopped before its replies left */
-    struct buf late; /* struct late and bytes, again and again */
+    struct ballot handing_over; /* what it leads under and is to give away; round 0: nothing */
+    uint16_t known;             /* seats whose addresses it has, as a mask */
+    bool stuck;                 /* stopped before its replies left */
+    struct buf late;            /* struct late and bytes, again and again */
 };
 struct late {
     uint64_t client, bytes;
@@ -40,11 +41,14 @@ struct state {
     uint64_t checkpoint_bytes;
     uint32_t checkpoints, installs, hand_overs;
     /* as every node has them configured */
-    uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, heartbeat_ms, lease_ms, reattach_ms, client_pending_max;
+    uint32_t inflight_max, forward_timeout_ms, batch_bytes_max, queue_bytes_max, heartbeat_ms, lease_ms,
+        election_spread_ms, reattach_ms, client_pending_max;
     uint32_t hand_over_ppm;        /* each time that clients do something */
     paxos_slot changed, strike_at; /* the newest membership; where those who know of it start again; 0: nowhere */
     struct ballot log_ballot;      /* of the last first entry in the chosen log */
+    bool log_gap;                  /* and a slot of that leader was lost since */
     struct slice argv[BATCH_ARGC_MAX];
+    uint64_t again_us; /* then whoever leads is to hand over, too; 0: never */
 };
 static struct frame_scratch scratch;
 
@@ -77,8 +81,11 @@ static void begin(struct world *w) {
     const uint64_t pace = world_below(w, 5);
     s->heartbeat_ms = beats[pace];
     s->lease_ms = leases[pace];
+    s->election_spread_ms = world_chance(w, 350000) ? 300 : 100;
     s->reattach_ms = reattaches[world_below(w, 3)];
     s->client_pending_max = pendings[world_below(w, 3)];
+    static const uint32_t queues[] = {1 << 20, 1 << 20, 1 << 20, 3000, 1500};
+    s->queue_bytes_max = queues[world_below(w, 5)];
     static const uint32_t hand_overs[] = {0, 0, 1000, 20000};
     s->hand_over_ppm = hand_overs[world_below(w, 4)];
     w->user = s;
@@ -229,13 +236,13 @@ static void start(struct world *w, uint16_t node) {
                                     .start_ms = world_local_ms(w, node),
                                     .heartbeat_ms = s->heartbeat_ms,
                                     .lease_ms = s->lease_ms,
-                                    .election_spread_ms = 100,
+                                    .election_spread_ms = s->election_spread_ms,
                                     .drift_ppm = SIM_DRIFT_PPM,
                                     .forward_timeout_ms = s->forward_timeout_ms,
                                     .reattach_ms = s->reattach_ms,
                                     .inflight_max = s->inflight_max,
                                     .batch_bytes_max = s->batch_bytes_max,
-                                    .queue_bytes_max = 1 << 20,
+                                    .queue_bytes_max = s->queue_bytes_max,
                                     .checkpoint_bytes = s->checkpoint_bytes,
                                     .client_pending_max = s->client_pending_max,
                                     .request_bytes_max = s->batch_bytes_max / 2,
@@ -373,6 +380,10 @@ static uint64_t turn(struct world *w, uint16_t node) {
     const struct paxos *p = replica_paxos(pr->replica);
     if (p != NULL && paxos_chosen(p) != slot)
         world_fail(w, "P4: n%u: paxos and keyspace count slots differently", node);
+    if (pr->handing_over.round > 0 && !replica_is_leader(pr->replica)) {
+        check_handed_over(w, pr->handing_over);
+        pr->handing_over.round = 0;
+    }
     if (w->nodes[node].dying) return wake_ms;
     check_applied_is(w, node, slot);
     if (slot != before) check_membership(w, node);
@@ -395,14 +406,19 @@ static int leader(struct world *w) {
     return found;
 }
 /* Somebody wants another leader. */
-static void give_away(struct world *w) {
-    const uint16_t node = (uint16_t)world_below(w, w->node_count);
+static void give_away(struct world *w, uint16_t node) {
     const struct sim_node *n = &w->nodes[node];
     if (!n->up || w->now_us < n->paused_until_us) return;
     if (!replica_hand_over(replica_at(w, node), world_local_ms(w, node))) return;
     state_of(w)->hand_overs++;
+    state_of(w)->processes[node].handing_over = paxos_ballot(replica_paxos(replica_at(w, node)));
     world_trace(w, "n%u is to hand over", node);
     world_client_input(w, node, CLIENT_NOBODY);
+    if (w->calm) return;
+    if (world_chance(w, 600000)) state_of(w)->again_us = w->now_us + world_between(w, 5, 100) * 1000;
+    if (w->swarm.clogs && world_chance(w, 200000))
+        world_clog(w, (uint16_t)world_below(w, w->node_count), (uint16_t)world_below(w, w->node_count),
+                   world_between(w, 50, 600));
 }
 /* Somewhere between the choice of a new membership and the time when nobody needs the old one, those who know of it
  * start again. */
@@ -426,8 +442,32 @@ static void load(struct world *w) {
     if (!w->calm) strike(w);
     const int led = leader(w);
     check_late_look(state_of(w)->clients->lates, w, led >= 0 ? replica_keyspace(replica_at(w, (uint16_t)led)) : NULL);
-    if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) give_away(w);
+    if (!w->calm && world_chance(w, state_of(w)->hand_over_ppm)) give_away(w, (uint16_t)world_below(w, w->node_count));
+    if (!w->calm && led >= 0 && state_of(w)->again_us != 0 && w->now_us >= state_of(w)->again_us) {
+        state_of(w)->again_us = 0;
+        give_away(w, (uint16_t)led);
+    }
     clients_load(state_of(w)->clients, w);
+}
+/* Leaders come and go, each long before a lease that it found has run its time; the leases end all the same. */
+static void succession(struct world *w) {
+    const uint64_t until_us = w->now_us + SUCCESSION_MS * 1000;
+    if (state_of(w)->clients->ttl_ms_min < 3000 || !world_chance(w, 500000)) return;
+    world_trace(w, "leaders come and go");
+    while (!w->failed && w->now_us < until_us) {
+        world_run_until(w, w->now_us + world_between(w, 1800, 2800) * 1000);
+        const int led = leader(w);
+        if (w->failed || led < 0) continue;
+        if (world_chance(w, 300000) && check_can_spare(w, (uint16_t)led)) {
+            world_crash(w, (uint16_t)led);
+            world_restart(w, (uint16_t)led);
+        } else {
+            give_away(w, (uint16_t)led);
+        }
+    }
+}
+static void stretch(struct world *w) {
+    succession(w);
 }
 static void heal(struct world *w) {
     clients_settle(state_of(w)->clients);
@@ -497,7 +537,7 @@ static bool has(struct slice value, const char *text) {
 static bool matters(struct slice value) {
     struct wire w;
     struct batch_head head;
-    return batch_read(&w, value, &head) && (head.first || has(value, "NODE.") || has(value, "%PROMOTE"));
+    return paxos_is_blank(value) || batch_read(&w, value, &head); /* gaps too decide what counts */
 }
 static uint64_t number(struct slice s, int base) {
     char text[24];
@@ -526,7 +566,10 @@ static bool change(struct world *w, paxos_slot slot, struct slice value, struct 
     struct batch_head head;
     bool changed = m->slot != 0 && slot < m->slot + w->config_delay; /* not yet again */
     bool ret_changed = false;
-    if (!batch_read(&wire, value, &head) || ballot_compare(head.ballot, s->log_ballot) < 0) return false;
+    if (paxos_is_blank(value)) return false;
+    const bool whole = batch_read(&wire, value, &head);
+    s->log_gap = !whole || (s->log_gap && !head.first) || ballot_compare(head.ballot, s->log_ballot) < 0;
+    if (s->log_gap) return false;
     if (head.first) s->log_ballot = head.ballot;
     for (uint32_t i = 0; i < head.count && !changed; i++) {
         struct origin origin;
@@ -573,6 +616,7 @@ const struct sim_object sim_replica = {.name = "replica",
                                        .turn = turn,
                                        .load = load,
                                        .leader = leader,
+                                       .stretch = stretch,
                                        .heal = heal,
                                        .settled = settled,
                                        .end = end,

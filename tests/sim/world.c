@@ -16,6 +16,9 @@ enum event_kind {
     EVENT_LOAD,
     EVENT_RESTART,
     EVENT_COUP,
+    EVENT_MEND,
+    EVENT_SPLIT,
+    EVENT_RETURN,
     EVENT_LINKS,
     EVENT_FILE
 };
@@ -590,6 +593,9 @@ void world_restart(struct world *w, uint16_t node) {
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut) {
     w->links[from][to].cut = cut;
 }
+void world_clog(struct world *w, uint16_t from, uint16_t to, uint64_t ms) {
+    w->links[from][to].clog_until_us = w->now_us + ms * 1000;
+}
 static void all_links(struct world *w, bool cut) {
     for (uint16_t i = 0; i < w->node_count; i++) {
         for (uint16_t j = 0; j < w->node_count; j++) world_cut(w, i, j, cut);
@@ -733,6 +739,52 @@ static void damage(struct world *w, uint16_t node) {
     w->swarm.damage = false;
 }
 
+/* The leader and a minority on one side, a majority on the other; each side has clients, and goes on as long as it can.
+ */
+static void split(struct world *w, int leader) {
+    const uint16_t n = w->node_count;
+    bool ours[SIM_NODES_MAX] = {false};
+    if (w->calm || w->coup.stage != 0 || leader < 0 || n < 3) return;
+    ours[leader] = true;
+    const uint64_t most = (n - 1u) / 2u - 1;
+    for (uint64_t more = world_chance(w, 700000) ? most : world_between(w, 0, most); more > 0;) {
+        const uint64_t one = world_below(w, n);
+        more -= !ours[one];
+        ours[one] = true;
+    }
+    all_links(w, false);
+    for (uint16_t i = 0; i < n; i++) {
+        for (uint16_t j = 0; j < n; j++) world_cut(w, i, j, ours[i] != ours[j]);
+    }
+    world_trace(w, "n%d leads and is cut off with a minority", leader);
+    schedule(w, w->now_us + world_between(w, 300, 3000) * 1000, EVENT_MEND, 0, NULL);
+}
+
+/* A switch that fails once fails again. */
+static void mend(struct world *w) {
+    if (w->calm || w->coup.stage != 0) return;
+    all_links(w, false);
+    if (w->swarm.splits && world_chance(w, 700000))
+        schedule(w, w->now_us + world_between(w, 300, 1500) * 1000, EVENT_SPLIT, 0, NULL);
+}
+/* One node sees nothing for a time; when it is back, the leader that could tell it what happened is not there. */
+static void absence(struct world *w, int leader) {
+    const uint16_t n = w->node_count, one = (uint16_t)world_below(w, n);
+    if (w->coup.stage != 0 || leader < 0 || leader == one || n < 3) return;
+    all_links(w, false);
+    for (uint16_t i = 0; i < n; i++) both_ways(w, i, one, true);
+    world_trace(w, "n%u is away", one);
+    schedule(w, w->now_us + world_between(w, 300, 3000) * 1000, EVENT_RETURN, one, NULL);
+}
+static void absent_returns(struct world *w) {
+    const int leader = w->object->leader(w);
+    if (w->calm || w->coup.stage != 0) return;
+    all_links(w, false);
+    world_trace(w, "who was away is back, n%d is not there", leader);
+    for (uint16_t i = 0; i < w->node_count && leader >= 0; i++) both_ways(w, i, (uint16_t)leader, true);
+    schedule(w, w->now_us + world_between(w, 300, 2000) * 1000, EVENT_MEND, 0, NULL);
+}
+
 static void fault(struct world *w) {
     if (w->calm) return;
     schedule(w, w->now_us + world_between(w, 1, 2 * w->swarm.gap_ms) * 1000, EVENT_FAULT, 0, NULL);
@@ -753,8 +805,9 @@ static void fault(struct world *w) {
         break;
     case 14:
         if (w->swarm.clogs) {
-            struct link *l = &w->links[node][world_below(w, w->node_count)];
-            l->clog_until_us = w->now_us + world_between(w, 1, 1500) * 1000;
+            const bool to_leader = led >= 0 && world_chance(w, 300000);
+            world_clog(w, node, to_leader ? (uint16_t)led : (uint16_t)world_below(w, w->node_count),
+                       world_between(w, 1, 1500));
         }
         break;
     case 15:
@@ -817,7 +870,11 @@ static void fault(struct world *w) {
         }
         break;
     default:
-        if (w->swarm.cuts && w->node_count > 1) {
+        if (w->swarm.splits) {
+            split(w, led);
+        } else if (w->swarm.absences) {
+            absence(w, led);
+        } else if (w->swarm.cuts && w->node_count > 1) {
             cut_something(w);
             world_trace(w, "cuts");
         }
@@ -896,6 +953,10 @@ void world_init(struct world *w, const struct sim_object *object, uint64_t seed,
     if (!w->swarm.members) w->node_count = w->founders;
     w->swarm.checkpoints = object->change != NULL && world_chance(w, 500000);
     if (w->swarm.coups && world_chance(w, 600000)) w->swarm.cuts = w->swarm.topologies = w->swarm.crashes = false;
+    w->swarm.splits = !w->swarm.coups && w->node_count >= 3 && world_chance(w, 500000);
+    if (w->swarm.splits && world_chance(w, 600000))
+        w->swarm.crashes = w->swarm.points = w->swarm.kills = w->swarm.disks = false;
+    w->swarm.absences = !w->swarm.coups && w->node_count >= 3 && world_chance(w, w->swarm.members ? 400000 : 50000);
     static const uint32_t gaps[] = {20, 100, 300, 800};
     w->swarm.gap_ms = gaps[world_below(w, 4)];
     noise(w, true);
@@ -968,6 +1029,9 @@ static void dispatch(struct world *w, const struct event *e) {
         break;
     case EVENT_RESTART: world_restart(w, e->node); break;
     case EVENT_COUP: coup(w); break;
+    case EVENT_RETURN: absent_returns(w); break;
+    case EVENT_MEND: mend(w); break;
+    case EVENT_SPLIT: split(w, w->object->leader(w)); break;
     case EVENT_LINKS: look_at_links(w); break;
     case EVENT_FILE:
         if (same) file_done(w, e->node);

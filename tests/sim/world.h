@@ -173,7 +173,7 @@ struct world {
     bool wild; /* clocks step: what hangs on their rates is not promised, what hangs on the log is */
     struct {   /* which classes of fault this seed has */
         bool loss, duplicate, reorder, cuts, crashes, points, kills, pauses, disks, damage, clogs, topologies, coups,
-            members, checkpoints;
+            splits, absences, members, checkpoints;
         uint32_t wipes;  /* left */
         uint32_t gap_ms; /* mean time between faults */
     } swarm;
@@ -231,6 +231,8 @@ void world_fall(struct world *w, uint16_t node);
 /* Its disk is given up for an empty one; it starts again a little later. */
 void world_empty(struct world *w, uint16_t node);
 void world_cut(struct world *w, uint16_t from, uint16_t to, bool cut);
+/* What that one says arrives only after so long, and then all of it. */
+void world_clog(struct world *w, uint16_t from, uint16_t to, uint64_t ms);
 /* Everything up, connected and quick. */
 void world_heal(struct world *w);
 /* Who stayed away comes back: a change of members that was under way has made another majority necessary. */
