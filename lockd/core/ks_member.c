@@ -2,7 +2,6 @@
  * a membership that governs from s + KS_CONFIG_DELAY on, and until then no other is taken.  What follows from it is the
  * business of paxos.h and identity.h.  After Lamport, Malkhi and Zhou, "Reconfiguring a state machine" (2010): a
  * configuration that is part of the state, in effect a fixed number of slots later.  Part of the keyspace. */
-#include "lockd/core/bug.h"
 #include "lockd/core/ks_state.h"
 
 const struct ks_members *keyspace_members(const struct keyspace *ks) {
@@ -160,7 +159,6 @@ void ks_cmd_node_remove(struct ks_call *call) {
         next->voters &= (uint16_t)~bit;
         next->learners &= (uint16_t)~bit;
         next->store_ids[seat] = 0;
-        if (BUG(115)) set_address(call->ks, seat, slice_of(NULL, 0));
         change_end(call);
     }
 }

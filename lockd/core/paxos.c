@@ -878,7 +878,7 @@ static void ask_around(struct paxos *p) {
         p->asked_seat = (uint16_t)((p->asked_seat + 1) % PAXOS_NODES_MAX);
         if (others(p) & bit(p->asked_seat)) break;
     }
-    if (!alone(p) && !BUG(118)) ask_for_chosen(p, p->asked_seat);
+    if (!alone(p)) ask_for_chosen(p, p->asked_seat);
 }
 static void begin_prevote(struct paxos *p) {
     if (!may_campaign(p)) ask_around(p);

@@ -9,7 +9,6 @@
  * they started again without knowing, they would need it and it would be silent for ever.  A leader that removes itself
  * hands over in time. */
 #include <stdio.h>
-#include "lockd/core/bug.h"
 #include "lockd/core/replica_state.h"
 
 enum { PROMOTE_MS = 1000 }; /* a promotion that had no effect is proposed again */
@@ -62,8 +61,7 @@ void members_turn(struct replica *r, uint64_t now_ms) {
     const struct ks_members *m = keyspace_members(r->ks);
     if (m->now.voters == 0) return;
     if (m->now.slot > r->identity.record.members.slot &&
-        (keyspace_slot(r->ks) >= paxos_members_done(r->paxos, m->now.slot) || BUG(117)) &&
-        identity_members(&r->identity, &m->now)) {
+        keyspace_slot(r->ks) >= paxos_members_done(r->paxos, m->now.slot) && identity_members(&r->identity, &m->now)) {
         replica_save_record(r);
         replica_note(r, 'i', "replica members slot=%llu voters=%#x learners=%#x", (unsigned long long)m->now.slot,
                      m->now.voters, m->now.learners);

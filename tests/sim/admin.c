@@ -155,8 +155,24 @@ void admin_acts(struct clients *cs, struct world *w, struct client *c) {
     else
         change_members(cs, w, c);
 }
+/* A node that knows no address of anybody who is in now learns nothing of its own: its configuration is mended. */
+static void look_at_lists(struct clients *cs, struct world *w) {
+    const uint16_t node = (uint16_t)world_below(w, w->node_count);
+    bool others = false, reached = false;
+    if (w->nodes[node].disk.record.cluster_id == 0) return; /* the cluster has to form by the list that it has */
+    for (uint16_t i = 0; i < w->node_count; i++) {
+        if (i == node || !check_member(w, i)) continue;
+        others = true;
+        reached = reached || (w->nodes[i].up && w->object->dials(w, node, i));
+    }
+    if (cs->admin.listed[node] || !w->nodes[node].up || !others || reached || !world_chance(w, 200000)) return;
+    world_trace(w, "n%u is given the list of those who are in", node);
+    cs->admin.listed[node] = true;
+    world_fall(w, node);
+}
 void admin_looks(struct clients *cs, struct world *w) {
     look_at_removal(cs, w);
+    look_at_lists(cs, w);
     if (w->calm || !world_chance(w, 20000)) return;
     const uint16_t node = (uint16_t)world_below(w, w->node_count);
     const struct sim_node *n = &w->nodes[node];

@@ -17,7 +17,8 @@ struct admin {
         uint64_t lost_us;
         struct ballot ballot; /* dated: it runs under this one or a lower one, if at all */
     } removal;
-    uint64_t adds[SIM_NODES_MAX];                  /* the store that it last asked to add there */
+    bool listed[SIM_NODES_MAX];   /* its configuration names every node by now, not the founders alone */
+    uint64_t adds[SIM_NODES_MAX]; /* the store that it last asked to add there */
     uint32_t added, removed, transferred, emptied; /* for the trace */
 };
 

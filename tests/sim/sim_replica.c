@@ -222,7 +222,7 @@ static void start(struct world *w, uint16_t node) {
     const struct disk *d = &w->nodes[node].disk;
     *pr = (struct process){.w = w, .node = node, .boot_id = world_random(w) | 1};
     /* Who comes later, or again without a disk, is given the whole list of nodes. */
-    const bool founder = node < w->founders && !w->nodes[node].wiped;
+    const bool founder = node < w->founders && !w->nodes[node].wiped && !s->clients->admin.listed[node];
     const uint16_t node_count = founder ? w->founders : w->node_count;
     pr->known = (uint16_t)((1u << node_count) - 1u);
     pr->frame.alloc = pr->late.alloc = &w->nodes[node].alloc;
@@ -366,7 +366,8 @@ static void check_membership(struct world *w, uint16_t node) {
 }
 static uint64_t turn(struct world *w, uint16_t node) {
     struct process *pr = &state_of(w)->processes[node];
-    if (w->nodes[node].wiped && check_member(w, node)) w->nodes[node].wiped = false; /* taken in again */
+    if (w->nodes[node].wiped && check_sat(w, 0, node, w->nodes[node].disk.store_id))
+        w->nodes[node].wiped = false; /* it was taken in again */
     const paxos_slot before = keyspace_slot(replica_keyspace(pr->replica));
     come_unstuck(pr);
     pr->stuck = w->swarm.pauses && !w->calm && world_chance(w, 3000);
