@@ -231,7 +231,7 @@ void replica_durable(struct replica *r, uint64_t now_ms, uint64_t batch) {
         const bool joined = identity_saved(&r->identity);
         if (joined && r->paxos == NULL)
             paxos_begin(r, now_ms);
-        else if (r->paxos != NULL && r->identity.state == IDENTITY_FORMED && (joined || !BUG(116)))
+        else if (r->paxos != NULL && r->identity.state == IDENTITY_FORMED)
             /* also for who was out and in again without having noticed */
             paxos_generation(r->paxos, now_ms, identity_generation(&r->identity));
         r->question_ms = 0;

@@ -137,9 +137,7 @@ void clients_load(struct clients *cs, struct world *w) {
         struct client *c = &cs->all[i];
         if (!used(cs, w, i) || !world_chance(w, 300000)) continue;
         const struct sim_node *n = &w->nodes[c->node];
-        const bool speaks = n->up && w->now_us >= n->paused_until_us; /* else replies of it may be on their way */
-        if (!n->up || (speaks && (n->wiped || (!check_member(w, c->node) && world_chance(w, 300000)))))
-            client_leaves(cs, w, c);
+        if (!n->up) client_leaves(cs, w, c);
         world_client_input(w, c->node, i);
     }
 }
@@ -311,6 +309,11 @@ static void told_settler(struct clients *cs, struct world *w, struct client *c, 
 void clients_act(struct clients *cs, struct world *w, uint32_t index) {
     struct client *c = &cs->all[index];
     if (!w->nodes[c->node].up) return;
+    const bool wiped = w->nodes[c->node].wiped, out = wiped || !check_member(w, c->node);
+    if (out && index < FIRST_SETTLER && !cs->quiet && (wiped || world_chance(w, 300000))) {
+        client_leaves(cs, w, c); /* here nobody serves it */
+        return;
+    }
     const bool plain = index < FIRST_MAIN;
     const bool may = c->asked_count == 0 ||
                      (plain && c->asked_count < PIPELINE_MAX && !cs->quiet && world_chance(w, cs->pipeline_ppm));

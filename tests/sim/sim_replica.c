@@ -222,7 +222,8 @@ static void start(struct world *w, uint16_t node) {
     const struct disk *d = &w->nodes[node].disk;
     *pr = (struct process){.w = w, .node = node, .boot_id = world_random(w) | 1};
     /* Who comes later, or again without a disk, is given the whole list of nodes. */
-    const bool founder = node < w->founders && !w->nodes[node].wiped && !s->clients->admin.listed[node];
+    if (w->nodes[node].wiped) s->clients->admin.listed[node] = true;
+    const bool founder = node < w->founders && !s->clients->admin.listed[node];
     const uint16_t node_count = founder ? w->founders : w->node_count;
     pr->known = (uint16_t)((1u << node_count) - 1u);
     pr->frame.alloc = pr->late.alloc = &w->nodes[node].alloc;
