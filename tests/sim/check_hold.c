@@ -63,21 +63,21 @@ void check_lease_gone(struct world *w, const struct session *se, uint64_t lease,
                    u(se->until_us - w->now_us));
 }
 void check_hold_granted(struct hold_facts *f, struct world *w, const struct clients *cs, const struct session *se,
-                        uint64_t lease, uint64_t token) {
+                        uint64_t lease, uint32_t key, uint64_t token) {
     bool known = false;
     for (uint32_t i = f->count; i-- > 0 && !known;) {
         if (f->grants[i].token != token) continue;
         known = true;
-        if (f->grants[i].lease != lease || f->grants[i].key != se->key)
+        if (f->grants[i].lease != lease || f->grants[i].key != key)
             world_fail(w, "F: token %llu was given for two locks or to two leases", u(token));
     }
     if (!known) {
-        const uint32_t at = wish(f, lease, se->key);
+        const uint32_t at = wish(f, lease, key);
         if (at < WISHES_MAX && token <= f->wishes[at].told_max)
             world_fail(w, "F: token %llu is given after %llu was told", u(token), u(f->wishes[at].told_max));
         if (f->count < GRANTS_MAX) {
             f->grants[f->count].token = token;
-            f->grants[f->count].key = se->key;
+            f->grants[f->count].key = key;
             f->grants[f->count++].lease = lease;
         }
     }

@@ -19,6 +19,6 @@ void check_hold_answered(struct hold_facts *f, uint64_t lease, uint32_t key);
 void check_hold_released(struct hold_facts *f, uint64_t lease, uint32_t key);
 /* A session was told this token for its lock. */
 void check_hold_granted(struct hold_facts *f, struct world *w, const struct clients *cs, const struct session *se,
-                        uint64_t lease, uint64_t token);
+                        uint64_t lease, uint32_t key, uint64_t token);
 /* Somebody says that this lease is gone. */
 void check_lease_gone(struct world *w, const struct session *se, uint64_t lease, const char *by);

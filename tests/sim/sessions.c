@@ -54,7 +54,7 @@ static void told_grant(struct clients *cs, struct world *w, struct client *c, co
         return;
     }
     if (!op->yes) return;
-    check_hold_granted(cs->holds, w, cs, se, op->lease, op->ret_version);
+    check_hold_granted(cs->holds, w, cs, se, op->lease, story_key_of(cs->story, a->op - 1), op->ret_version);
     if (se->lease != op->lease || !session_alive(w, se)) return;
     se->holds = true;
     if (se->token != op->ret_version) se->token_before = se->token;
