@@ -85,8 +85,8 @@ void check_hold_granted(struct hold_facts *f, struct world *w, const struct clie
     if (se->lease != lease || !session_alive(w, se)) return; /* too late to work under it */
     for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
         const struct session *other = &cs->sessions[i];
-        if (other != se && other->holds && other->key == se->key && session_alive(w, other))
-            world_fail(w, "L: %s has two holders, tokens %llu and %llu", story_name(cs->story, se->key),
-                       u(other->token), u(token));
+        if (other != se && other->holds && other->key == key && session_alive(w, other))
+            world_fail(w, "L: %s has two holders, tokens %llu and %llu", story_name(cs->story, key), u(other->token),
+                       u(token));
     }
 }

@@ -277,7 +277,8 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
     promise_is_durable(w, from, m->ballot, "the prepare");
     struct campaign *c = campaign(w, m->ballot);
     vote(w, &c->granted, from);
-    const paxos_slot known = c->begun ? c->known : n->told;
+    paxos_slot known = c->begun ? c->known : n->told;
+    if (m->chosen < known) known = m->chosen;
     bool let = c->let || many(w, known, known, &c->granted);
     if (m->promised.round > 0) {
         const struct campaign *before = campaign(w, m->promised);
@@ -395,7 +396,8 @@ void check_emit(struct world *w, uint16_t from, uint16_t to, const struct packet
         world_fail(w, "P11: n%u lost its disk and speaks Paxos again", from);
     switch (m.kind) {
     case PAXOS_MSG_PREVOTE_REPLY:
-        if (m.granted) vote(w, &campaign(w, m.ballot)->granted, from);
+        if (m.granted && campaign(w, m.ballot)->granted.store_ids[from] == 0)
+            vote(w, &campaign(w, m.ballot)->granted, from); /* another store there takes nothing back */
         break;
     case PAXOS_MSG_PREPARE: check_prepare(w, from, &m); break;
     case PAXOS_MSG_PROMISE:

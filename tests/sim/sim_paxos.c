@@ -223,7 +223,9 @@ static uint64_t propose(struct world *w, uint16_t node) {
                                    .value = slice_of(bytes, world_between(w, sizeof number, VALUE_BYTES_MAX))};
     if (paxos_step(pr->p, &in) != PAXOS_TAKEN) return 0;
     s->values = number;
-    if (pr->pending_count < PENDING_MAX) pr->pending[pr->pending_count++] = number;
+    if (pr->pending_count == PENDING_MAX) /* the oldest was lost with an earlier leadership */
+        memmove(pr->pending, pr->pending + 1, --pr->pending_count * sizeof pr->pending[0]);
+    pr->pending[pr->pending_count++] = number;
     return number;
 }
 static bool propose_change(struct world *w, uint16_t node, struct change c) {

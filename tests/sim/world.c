@@ -575,6 +575,7 @@ void world_restart(struct world *w, uint16_t node) {
     n->boot++;
     n->last_batch = n->disk.durable = 0;
     n->paused_until_us = 0;
+    n->turn_due = false; /* one that was to come while it was down */
     world_trace(w, "n%u starts, boot %llu", node, (unsigned long long)n->boot);
     /* an install that was cut short: the file is there, the log does not say so yet; what it has may be accepted only
      */
