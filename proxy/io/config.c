@@ -40,7 +40,14 @@ static const struct text_key pool_texts[] = {CONFIG_POOL_TEXTS(TEXT)};
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 static const char *const lockd_text = "nodes of lockd, any of them is enough to begin with";
-static const char *const key_text = "rules for the session key, the first that matches wins: source-ip, or line REGEX";
+static const struct {
+    const char *name, *argument, *what;
+} key_kinds[] = {
+#define KIND(NAME, name, argument, what) [KEY_##NAME] = {name, argument, what},
+    KEY_KINDS(KIND)
+#undef KIND
+};
+static const char *const key_text = "rules for the session key, the first that matches wins";
 
 /* ---- messages ---- */
 struct reading {
@@ -140,21 +147,70 @@ static int on_weight(cfg_t *cfg, cfg_opt_t *opt) {
     return -1;
 }
 
-/* "source-ip" or "line REGEX". */
+static bool take_two(const char *text, uint64_t *ret_first, uint64_t *ret_second) {
+    const size_t bytes = strcspn(text, " ");
+    return slice_to_u64(slice_of(text, bytes), ret_first) &&
+           slice_to_u64(slice_str(text + bytes + strspn(text + bytes, " ")), ret_second);
+}
+
+/* The words of a rule behind its name. */
+static int take_argument(const char *text, struct key_rule *rule, struct linematch **ret_match, char *error,
+                         size_t error_bytes) {
+    uint64_t offset, length;
+    switch (rule->kind) {
+    case KEY_LINE:
+    case KEY_HTTP_PATH:
+        if (linematch_new(text, ret_match, error, error_bytes) != 0) return -1;
+        rule->match = linematch_find;
+        rule->context = *ret_match;
+        return 0;
+    case KEY_HTTP_HEADER:
+    case KEY_HTTP_COOKIE:
+    case KEY_HTTP_QUERY:
+        if (strlen(text) < sizeof rule->name && strpbrk(text, " \t=;:&\"") == NULL) {
+            memcpy(rule->name, text, strlen(text) + 1);
+            return 0;
+        }
+        snprintf(error, error_bytes, "a name has 1 to %zu bytes and none of = ; : & \" or space",
+                 sizeof rule->name - 1);
+        return -1;
+    case KEY_BYTES:
+        if (take_two(text, &offset, &length) && length >= 1 && length <= KEY_BYTES_MAX &&
+            offset <= KEY_HEAD_BYTES_MAX - length) {
+            rule->offset = (uint32_t)offset;
+            rule->length = (uint32_t)length;
+            return 0;
+        }
+        snprintf(error, error_bytes, "OFFSET LENGTH are two numbers, LENGTH 1 to %d, both together at most %d",
+                 KEY_BYTES_MAX, KEY_HEAD_BYTES_MAX);
+        return -1;
+    case KEY_SOURCE_IP:
+    case KEY_SNI:
+    case KEY_MQTT_CLIENT_ID: return 0;
+    }
+    return -1;
+}
+
+/* "source-ip", "line REGEX" and so on. */
 static int make_rule(const char *text, struct key_rule *ret_rule, struct linematch **ret_match, char *error,
                      size_t error_bytes) {
+    const size_t bytes = strcspn(text, " ");
     *ret_match = NULL;
-    if (strcmp(text, "source-ip") == 0) {
-        *ret_rule = (struct key_rule){.kind = KEY_SOURCE_IP};
-        return 0;
+    for (unsigned i = 0; i < COUNT(key_kinds); i++) {
+        const char *name = key_kinds[i].name, *argument = text + bytes + strspn(text + bytes, " ");
+        if (strncmp(name, text, bytes) != 0 || name[bytes] != '\0') continue;
+        if ((argument[0] != '\0') != (key_kinds[i].argument[0] != '\0')) {
+            snprintf(error, error_bytes, "it reads %s%s", name, key_kinds[i].argument);
+            return -1;
+        }
+        *ret_rule = (struct key_rule){.kind = (enum key_kind)i};
+        return take_argument(argument, ret_rule, ret_match, error, error_bytes);
     }
-    if (strncmp(text, "line ", 5) != 0) {
-        snprintf(error, error_bytes, "a rule is source-ip or line REGEX");
-        return -1;
-    }
-    if (linematch_new(text + 5, ret_match, error, error_bytes) != 0) return -1;
-    *ret_rule = (struct key_rule){.kind = KEY_LINE, .match = linematch_find, .context = *ret_match};
-    return 0;
+    size_t at = (size_t)snprintf(error, error_bytes, "a rule is one of");
+    for (unsigned i = 0; i < COUNT(key_kinds) && at < error_bytes; i++)
+        at += (size_t)snprintf(error + at, error_bytes - at, "%s %s%s", i > 0 ? "," : "", key_kinds[i].name,
+                               key_kinds[i].argument);
+    return -1;
 }
 
 static int on_rule(cfg_t *cfg, cfg_opt_t *opt) {
@@ -257,6 +313,10 @@ static int take_pool(struct reading *r, cfg_t *block, struct config_pool *ret_po
         if (make_rule(text, &ret_pool->key.rules[i], &ret_pool->matches[i], error, sizeof error) != 0)
             return complain(r, "%s: key = \"%.200s\": %s", where, text, error);
         ret_pool->key.rule_count++;
+        const struct key_rule *rule = &ret_pool->key.rules[i];
+        if (rule->offset + rule->length > ret_pool->key.bytes_max)
+            return complain(r, "%s: key = \"%.200s\": it lies behind the first %u bytes (key-bytes-max)", where, text,
+                            ret_pool->key.bytes_max);
     }
     const unsigned count = cfg_size(block, "backend");
     ret_pool->backends = calloc(count, sizeof *ret_pool->backends);
@@ -449,7 +509,9 @@ static void put_help(char text[static CONFIG_TEXT_BYTES]) {
           "  -p, --pool NAME  its name at lockd\n"
           "  -b, --backend NAME=HOST:PORT[,weight=N][,drain=true][,probe=HOST:PORT]  once for each backend\n",
           out);
-    fprintf(out, "  --key RULE  %s; once for each (source-ip)\n", key_text);
+    fprintf(out, "  --key RULE  %s; once for each (source-ip):\n", key_text);
+    for (unsigned i = 0; i < COUNT(key_kinds); i++)
+        fprintf(out, "      %s%s  %s\n", key_kinds[i].name, key_kinds[i].argument, key_kinds[i].what);
     for (size_t i = 0; i < COUNT(pool_texts); i++)
         fprintf(out, "  --%s %s  %s%s%s%s\n", pool_texts[i].key, pool_texts[i].form, pool_texts[i].text,
                 pool_texts[i].value[0] != '\0' ? " (" : "", pool_texts[i].value,

@@ -31,7 +31,7 @@
            "how many backends one session may ever live on; it is refused when all of them are down")                  \
     NUMBER(load_bound_percent, "load-bound-percent", 25, 0, 1000000, "percent",                                        \
            "a new session passes by a backend that has so much more than its fair part of the sessions")               \
-    NUMBER(key_bytes_max, "key-bytes-max", 4096, 16, 65536, "bytes",                                                   \
+    NUMBER(key_bytes_max, "key-bytes-max", 4096, 16, KEY_HEAD_BYTES_MAX, "bytes",                                      \
            "the session key must be in the first so many bytes")                                                       \
     NUMBER(key_timeout_ms, "key-timeout-ms", 3000, 10, 3600000, "ms", "... and must have come by then")                \
     NUMBER(connect_timeout_ms, "connect-timeout-ms", 1000, 10, 600000, "ms",                                           \

@@ -49,7 +49,8 @@ struct session {
     struct event connect_event;
     struct relay relay;
     char *head; /* what the client sent before its backend was connected; NULL: nothing */
-    size_t head_bytes, scanned;
+    size_t head_bytes;
+    struct key_scan scan;
     bool client_ended;
     uint16_t backend; /* the last one it was sent to; PLACEMENT_NONE */
     char source_ip[46];
@@ -208,8 +209,8 @@ static void session_want(struct session *s, struct slice key) {
 /* `last`: no byte more is waited for, because of this reason. */
 static void look_for_key(struct session *s, bool last, enum close_reason reason) {
     struct slice key;
-    switch (key_find(&s->pool->config->key, slice_of(s->head, s->head_bytes), last, slice_str(s->source_ip),
-                     &s->scanned, &key)) {
+    switch (key_find(&s->pool->config->key, slice_of(s->head, s->head_bytes), last, slice_str(s->source_ip), &s->scan,
+                     &key)) {
     case KEY_NEED_MORE: break;
     case KEY_FOUND: session_want(s, key); break;
     case KEY_NONE: session_close(s, last ? reason : CLOSE_NO_KEY); break;
@@ -223,7 +224,7 @@ static void on_client_readable(evutil_socket_t fd, short what, void *arg) {
     (void)what;
     must(s->magic == SESSION_MAGIC && s->state == READING_KEY);
     const size_t room = s->pool->config->key_bytes_max - s->head_bytes;
-    char bytes[65536]; /* the most key-bytes-max may be */
+    char bytes[KEY_HEAD_BYTES_MAX]; /* the most key-bytes-max may be */
     const ssize_t got = read(fd, bytes, room);
     if (got < 0) {
         if (errno == EAGAIN || errno == EINTR) return;

@@ -1,6 +1,9 @@
 """Two proxies before demo chat servers: every session on one backend, whatever dies or is cut off."""
 import asyncio
 import re
+import socket
+import socketserver
+import ssl
 import threading
 
 import pytest
@@ -54,6 +57,85 @@ def test_the_first_rule_that_matches_wins(three, chatd, proxy):
     assert len({joined(one.address, f'room{n}', 'u')[1] for n in range(30)}) > 1
     other = {joined(one.address, f'elsewhere{n}', 'u')[1] for n in range(5)}
     assert len(other) == 1
+
+
+class Recorder(socketserver.ThreadingTCPServer):
+    """A backend that says its name to whatever it hears, and remembers that."""
+    allow_reuse_address = daemon_threads = True
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            heard = self.request.recv(65536)
+            if heard:
+                self.server.heard.append(heard)
+                self.request.sendall(f'{self.server.name}\n'.encode())
+
+    def __init__(self, name):
+        super().__init__(('127.0.0.1', 0), self.Handler)
+        self.name, self.heard, self.address = name, [], f'127.0.0.1:{self.server_address[1]}'
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def recorders():
+    made = [Recorder(name) for name in 'abcde']
+    yield made
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+def served_by(address, head):
+    """Who answers a client that begins like this; it comes in three packets."""
+    host, port = address.split(':')
+    with socket.create_connection((host, int(port)), timing.DEFAULT_S) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in (head[:3], head[3:30], head[30:]):
+            client.sendall(part)
+        return client.makefile('r').readline().strip()
+
+
+def client_hello(name):
+    """The first bytes of OpenSSL."""
+    out = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name).do_handshake()
+    return out.read()
+
+
+def mqtt_connect(name):
+    rest = b'\0\4MQTT\4\2\0\x3c' + len(name).to_bytes(2, 'big') + name.encode()
+    return bytes([0x10, len(rest)]) + rest
+
+
+BEGINNINGS = {
+    'http-cookie sid': lambda name: f'GET / HTTP/1.1\r\nHost: x\r\nCookie: a=b; sid={name}\r\n\r\n'.encode(),
+    'http-header X-User': lambda name: f'GET / HTTP/1.1\r\nHost: x\r\nx-user: {name}\r\n\r\n'.encode(),
+    'http-query room': lambda name: f'GET /chat?v=1&room={name} HTTP/1.1\r\nHost: x\r\n\r\n'.encode(),
+    'http-path ^/rooms/([^/]+)': lambda name: f'GET /rooms/{name}/ws HTTP/1.1\r\nHost: x\r\n\r\n'.encode(),
+    'sni': client_hello,
+    'mqtt-client-id': mqtt_connect,
+    'bytes 2 16': lambda name: b'\1\2' + name.encode() + b'\0' * 40,
+}
+
+
+def test_one_port_knows_sessions_of_many_protocols(three, recorders, proxy):
+    """Each through both proxies: one backend a session, all of them used, and the bytes arrive as they were sent."""
+    views = [(r.name, r.address) for r in recorders]
+    keys = tuple(BEGINNINGS)
+    one, two = (proxy(name, three.addresses, views, keys=keys, load_bound_percent=FREE_LOAD) for name in ('p1', 'p2'))
+    for kind, begin in BEGINNINGS.items():
+        places = {}
+        for number in range(12):
+            name = f'session{number:02}.{kind.split()[0]}'[:16].ljust(16, 'x')
+            head = begin(name)
+            places[name] = served_by(one.address, head)
+            # another address, other fields: only the key counts
+            assert served_by(two.address, head) == places[name] != '', (kind, name)
+            assert sum(r.heard.count(head) for r in recorders) == 2, (kind, name)
+        assert len(set(places.values())) > 1, kind
+        assert one.process.matches(rf'session bound .*session={name}')
 
 
 @pytest.mark.alone

@@ -52,7 +52,18 @@ static const struct {
     {POOL("  class = \"sticki\""), "sticki", 4},
     {POOL("  key = {\"line [\"}"), "line [", 4},
     {POOL("  key = {\"line (a)\\\\1\"}"), "back-reference", 4},
-    {POOL("  key = {\"lime x\"}"), "source-ip or line REGEX", 4},
+    {POOL("  key = {\"lime x\"}"), "a rule is one of source-ip, line REGEX, bytes OFFSET LENGTH", 4},
+    {POOL("  key = {\"sni example\"}"), "it reads sni", 4},
+    {POOL("  key = {\"http-cookie\"}"), "it reads http-cookie NAME", 4},
+    {POOL("  key = {\"http-cookie a=b\"}"), "a name has 1 to 63 bytes", 4},
+    {POOL("  key = {\"http-path [\"}"), "http-path [", 4},
+    {POOL("  key = {\"bytes 4\"}"), "OFFSET LENGTH are two numbers", 4},
+    {POOL("  key = {\"bytes 4 256\"}"), "LENGTH 1 to 255", 4},
+    {POOL("  key = {\"bytes 4 0\"}"), "LENGTH 1 to 255", 4},
+    {POOL("  key = {\"bytes -1 4\"}"), "OFFSET LENGTH are two numbers", 4},
+    {POOL("  key = {\"bytes 65530 40\"}"), "both together at most 65536", 4},
+    {POOL("  key = {\"bytes 4 4 4\"}"), "OFFSET LENGTH are two numbers", 4},
+    {POOL("  key-bytes-max = 32\n  key = {\"bytes 30 3\"}"), "key-bytes-max", 0},
     {POOL("  key = {}"), "key has no rule", 0},
     {POOL("  backend a { address = \"127.0.0.1:8\" }"), "a", 5},
     {POOL("  backend \"b b\" { address = \"127.0.0.1:8\" }"), "b b", 4},
@@ -91,13 +102,27 @@ START_TEST(a_good_file) {
                " key = {\"line ^JOIN ([^ ]+)\", 'line \\.x$', \"source-ip\"}\n refuse-text = \"no\"\n"
                " backend a { address = \"127.0.0.1:9\" weight = 7 drain = true }\n"
                " backend b { address = \"[::1]:10\" probe = \"127.0.0.1:11\" }\n}\n"
-               "pool other { listen = \"127.0.0.1:0\" backend a { address = \"127.0.0.1:9\" } }\n");
+               "pool other { listen = \"127.0.0.1:0\" backend a { address = \"127.0.0.1:9\" } }\n"
+               "pool web { listen = \"127.0.0.1:0\" backend a { address = \"127.0.0.1:9\" }\n"
+               " key = {\"http-cookie sid\", \"http-header  X-User\", \"http-query room\", \"http-path ^/r/([0-9]+)\", "
+               "\"sni\","
+               " \"mqtt-client-id\", \"bytes 4 16\"} }\n");
     ck_assert_msg(read_file() == CONFIG_RUN, "%s", text);
     ck_assert_str_eq(config.lockd, "127.0.0.1:1,[::1]:2");
     ck_assert_str_eq(config.name, "p1");
     ck_assert_uint_eq(config.lease_ttl_ms, 1000);
     ck_assert_uint_eq(config.clock_drift_ppm, 500);
-    ck_assert_uint_eq(config.pool_count, 2);
+    ck_assert_uint_eq(config.pool_count, 3);
+    const struct key_config *web = &config.pools[2].key;
+    ck_assert_uint_eq(web->rule_count, 7);
+    for (uint32_t i = 0; i < 7; i++)
+        ck_assert_int_eq(web->rules[i].kind,
+                         ((enum key_kind[]){KEY_HTTP_COOKIE, KEY_HTTP_HEADER, KEY_HTTP_QUERY, KEY_HTTP_PATH, KEY_SNI,
+                                            KEY_MQTT_CLIENT_ID, KEY_BYTES})[i]);
+    ck_assert_str_eq(web->rules[0].name, "sid");
+    ck_assert_str_eq(web->rules[1].name, "X-User");
+    ck_assert_uint_eq(web->rules[6].offset, 4);
+    ck_assert_uint_eq(web->rules[6].length, 16);
     const struct config_pool *p = &config.pools[0];
     ck_assert_str_eq(p->name_of, "chat");
     ck_assert_int_eq(p->class, BINDINGS_EXCLUSIVE);
