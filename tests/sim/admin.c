@@ -2,7 +2,7 @@
 #include "tests/sim/admin.h"
 #include <stdio.h>
 #include <string.h>
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 #include "tests/sim/clients.h"
 
 enum { DATE_US = 4000000 }; /* and the patience of routers: then a command goes out under no other ballot */

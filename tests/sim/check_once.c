@@ -4,7 +4,7 @@
 #include <string.h>
 #include "common/must.h"
 #include "lockd/core/command.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 
 enum { REPLIES_MAX = 16384, REPLY_BYTES = 48, PLACES_MAX = 1 << 18 };
 

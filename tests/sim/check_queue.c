@@ -5,7 +5,7 @@
 #include <string.h>
 #include "common/io/heap.h"
 #include "lockd/core/command.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 
 enum { LOCKS_MAX = 64, WAITS_MAX = 32, GONE_MAX = 4096, NAME_MAX = 16, ONCES_MAX = 1024 };
 

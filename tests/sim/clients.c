@@ -9,7 +9,7 @@
 #include "tests/sim/check_late.h"
 #include "tests/sim/check_once.h"
 #include "tests/sim/check_route.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 
 enum { LINE_MAX = 256, ARGC_MAX = 24 };
 #define CAD_SCRIPT "if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end"

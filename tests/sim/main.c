@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 #include "tests/sim/object.h"
 #ifdef HOLDFAST_MUTANTS
 #include "lockd/core/bug.h"

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/must.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 #include "tests/sim/object.h"
 
 enum { ENTRIES_MAX = 1 << 17, VALUE_BYTES_MAX = 48, PENDING_MAX = 256, HAND_OVER_MS_MAX = 400, CHANGE_MS_MAX = 3000 };

@@ -9,7 +9,7 @@
 #include "tests/sim/check_late.h"
 #include "tests/sim/check_once.h"
 #include "tests/sim/check_queue.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 #include "tests/sim/clients.h"
 #include "tests/sim/object.h"
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/must.h"
-#include "tests/sim/checkers.h"
+#include "tests/sim/check_paxos.h"
 
 enum event_kind {
     EVENT_DELIVER,

@@ -1,4 +1,4 @@
-/* checkers.h - what must always hold, judged from outside: from the disks, the messages and the true time.
+/* check_paxos.h - what must always hold, judged from outside: from the disks, the messages and the true time.
  *
  * Nothing here looks into the object under test, except through the questions its users ask as well (role, lease,
  * chosen).  One checker per property of paxos.h:

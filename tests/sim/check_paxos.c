@@ -1,5 +1,5 @@
-/* checkers.c - see checkers.h. */
-#include "tests/sim/checkers.h"
+/* check_paxos.c - see check_paxos.h. */
+#include "tests/sim/check_paxos.h"
 #include <stdlib.h>
 #include <string.h>
 #include "common/must.h"
