@@ -279,7 +279,7 @@ static void check_prepare(struct world *w, uint16_t from, const struct paxos_msg
     vote(w, &c->granted, from);
     paxos_slot known = c->begun ? c->known : n->told;
     if (m->chosen < known) known = m->chosen;
-    bool let = c->let || many(w, known, known, &c->granted);
+    bool let = c->let || many(w, m->chosen, known, &c->granted);
     if (m->promised.round > 0) {
         const struct campaign *before = campaign(w, m->promised);
         if (!before->released || before->heir != from)

@@ -11,7 +11,7 @@
 #include "tests/sim/check_route.h"
 #include "tests/sim/check_paxos.h"
 
-enum { LINE_MAX = 256, ARGC_MAX = 24 };
+enum { LINE_MAX = 256, ARGC_MAX = 24, SLACK_US = 1000000 };
 #define CAD_SCRIPT "if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end"
 #define INC_SCRIPT "return redis.call('incr',KEYS[1])"
 
@@ -131,8 +131,22 @@ void clients_node_gone(struct clients *cs, struct world *w, uint16_t node) {
         if (cs->all[i].node == node) reconnect(cs, w, &cs->all[i]);
     }
 }
+static void told_plain(struct clients *cs, struct world *w, struct client *c, const struct asked *a,
+                       const struct reply *r);
+/* Whatever happens to the others: a node that runs answers in forward-timeout, if only that it does not know. */
+static void answered_in_time(const struct clients *cs, struct world *w, const struct client *c) {
+    const struct sim_node *n = &w->nodes[c->node];
+    if (c->asked_count == 0 || c->asked[0].told != told_plain || !n->up) return;
+    const uint64_t ran_us = cs->stood_us[c->node], since_us = c->asked[0].at_us > ran_us ? c->asked[0].at_us : ran_us;
+    if (w->now_us > since_us + cs->forward_timeout_ms * UINT64_C(1100) + SLACK_US)
+        world_fail(w, "live: client %llu of n%u has waited for %llu ms", u(c->id), c->node,
+                   u((w->now_us - c->asked[0].at_us) / 1000));
+}
 void clients_load(struct clients *cs, struct world *w) {
     if (w->swarm.members) admin_looks(cs, w);
+    for (uint16_t node = 0; node < w->node_count; node++)
+        if (w->nodes[node].paused_until_us > cs->stood_us[node]) cs->stood_us[node] = w->nodes[node].paused_until_us;
+    for (uint32_t i = 0; i < CLIENTS_MAX; i++) answered_in_time(cs, w, &cs->all[i]);
     for (uint32_t i = 0; i < FIRST_SETTLER; i++) {
         struct client *c = &cs->all[i];
         if (!used(cs, w, i) || !world_chance(w, 300000)) continue;

@@ -114,6 +114,7 @@ struct clients {
     bool quiet; /* nobody asks anything new */
     struct admin admin;
     uint32_t forward_timeout_ms;
+    uint64_t stood_us[SIM_NODES_MAX]; /* a SIGSTOP of that node ended last */
     struct replica *(*replica_at)(const struct world *w, uint16_t node);
     struct ballot (*log_ballot)(const struct world *w); /* of the last first entry that was chosen */
 };
