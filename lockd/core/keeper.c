@@ -210,7 +210,7 @@ static void clear_remaining(struct keeper *k, struct kept *l) {
 enum keeper_verdict keeper_renew(struct keeper *k, uint64_t now_ms, uint64_t lease, uint64_t *ret_ttl_ms) {
     struct kept *l = kept_find(k, lease);
     if (l == NULL) return KEEPER_GONE;
-    if (l->expiring && !BUG(26)) return KEEPER_PARKED;
+    if (l->expiring) return KEEPER_PARKED;
     /* Also when the answer has to wait: its holder lives. */
     if (l->deadline_ms < now_ms + l->ttl_ms && !BUG(77)) l->deadline_ms = now_ms + l->ttl_ms;
     l->log_ms = now_ms + l->ttl_ms / 2;

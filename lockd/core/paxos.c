@@ -307,7 +307,7 @@ static bool is_majority(const struct paxos *p, uint16_t mask) {
  * another one there: a seat is free in between. */
 static bool is_member(const struct paxos *p, const struct paxos_msg *m) {
     const struct membership *n = newest(p);
-    return (others(p) & bit(m->from)) && (m->generation == n->generation[m->from] || BUG(35));
+    return (others(p) & bit(m->from)) && m->generation == n->generation[m->from];
 }
 
 /* Room for one more of `bytes` each. */
@@ -1061,7 +1061,7 @@ static void send_promise(struct paxos *p, const struct paxos_msg *m) {
 static void release(struct paxos *p, struct ballot ballot) {
     if (ballot.round == 0) return;
     if (ballot_compare(ballot, p->released) > 0) p->released = ballot;
-    if (ballot_equal(ballot, p->bound) || BUG(33)) p->bound_until_ms = 0;
+    if (ballot_equal(ballot, p->bound)) p->bound_until_ms = 0;
     if (ballot_equal(ballot, p->leader)) p->leader_known = false;
 }
 

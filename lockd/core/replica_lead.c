@@ -182,7 +182,7 @@ void lead_take(struct replica *r, struct origin origin, uint64_t after, uint32_t
         r->taken[origin.node].seq = 0;
     }
     if (origin.seq <= r->taken[origin.node].seq && !BUG(20)) return; /* a repeat: taken already */
-    if (after > r->taken[origin.node].seq && !BUG(95)) return;       /* a gap: the origin will say all of it again */
+    if (after > r->taken[origin.node].seq) return;                   /* a gap: the origin will say all of it again */
     if (r->queue_bytes > r->config.queue_bytes_max) { /* as if it were lost: said again, when there may be room */
         r->own_refused = r->own_refused || origin.node == r->config.node;
         return;

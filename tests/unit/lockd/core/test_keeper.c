@@ -201,6 +201,17 @@ static void work(uint64_t now_ms) {
     for (uint32_t i = 0; i < due.expired_count; i++) say_of(now_ms, "%%EXPIRE %llu", due.expired[i]);
 }
 
+/* L3, after a pause: nothing of what is left is in the log, and the end is on its way. */
+START_TEST(a_renewal_parks_while_it_expires_also_after_a_pause) {
+    uint64_t ttl;
+    const uint64_t id = granted(5000, "LEASE.GRANT 2000");
+    keeper_due(k, 7100, &due);
+    ck_assert_uint_eq(due.expired_count, 1);
+    ck_assert_uint_eq(due.remaining_count, 0);
+    ck_assert_int_eq(keeper_renew(k, 7100, id, &ttl), KEEPER_PARKED);
+}
+END_TEST
+
 START_TEST(a_renewal_waits_while_a_remaining_time_is_in_the_log) {
     uint64_t ttl;
     const uint64_t id = granted(5000, "LEASE.GRANT 4000");
@@ -472,6 +483,7 @@ int main(void) {
     TCase *tc = tcase_create("keeper");
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_lease_counts_from_its_last_renewal_and_parks_while_it_expires);
+    tcase_add_test(tc, a_renewal_parks_while_it_expires_also_after_a_pause);
     tcase_add_test(tc, a_new_leader_gives_everybody_a_full_ttl);
     tcase_add_test(tc, a_limit_is_the_cover_of_the_moment_of_asking);
     tcase_add_test(tc, a_new_leader_trusts_no_cover_it_did_not_give);

@@ -801,6 +801,22 @@ START_TEST(the_leaders_queue_has_a_limit) {
 }
 END_TEST
 
+/* N: the first of two was lost on the way; the second, taken alone, would run before it, or instead of it. */
+START_TEST(a_write_behind_a_lost_one_waits_for_it) {
+    start_all(3);
+    const uint16_t l = (uint16_t)leader(), other = (uint16_t)((l + 1) % 3);
+    const struct slice first[] = {slice_str("SET"), slice_str("k"), slice_str("first")};
+    const struct slice second[] = {slice_str("SET"), slice_str("k"), slice_str("second"), slice_str("GET")};
+    forward(l, other, FORWARD_WRITE, 1001, 1000, 4, second);
+    run(100);
+    expect(l, 1, "GET k", "$-1\r\n");
+    forward(l, other, FORWARD_WRITE, 1000, 0, 3, first); /* all of it is said again */
+    forward(l, other, FORWARD_WRITE, 1001, 1000, 4, second);
+    run(100);
+    expect(l, 1, "GET k", "$6\r\nsecond\r\n");
+}
+END_TEST
+
 /* A peer that was let in may still be broken, or another version: what it calls a log entry is looked at first. */
 START_TEST(an_entry_that_is_no_batch_stays_out_of_the_log) {
     start_all(3);
@@ -2054,6 +2070,7 @@ int main(void) {
     tcase_add_test(tc, a_quick_restart_leaves_waiters_their_time);
     tcase_add_loop_test(tc, a_script_comes_through_a_stream_of_writes, 0, sizeof streams / sizeof streams[0]);
     tcase_add_test(tc, a_forwarded_command_that_fits_no_batch_is_refused);
+    tcase_add_test(tc, a_write_behind_a_lost_one_waits_for_it);
     tcase_add_test(tc, the_leaders_queue_has_a_limit);
     tcase_add_test(tc, an_entry_that_is_no_batch_stays_out_of_the_log);
     tcase_add_test(tc, a_restarted_node_is_let_in_when_the_links_are_up);
