@@ -6,7 +6,7 @@
 #include <xxhash.h>
 
 enum {
-    FRAME_VERSION = 2,
+    FRAME_VERSION = 3,
     SUM_BYTES = 8,
     REST_BYTES_MIN = 2, /* version, kind */
 };

@@ -28,7 +28,8 @@
 #include <xxhash.h>
 
 enum {
-    STORE_FORMAT = 0x33464c48, /* "HLF3" in the file; another layout gets another number */
+    /* "HLF4" in the file; another layout, or another meaning of what is logged, gets another number. */
+    STORE_FORMAT = 0x34464c48,
     SUM_BYTES = 8,
     ENTRY_HEAD_BYTES = SUM_BYTES + 8 + 2, /* checksum, ballot */
     STATE_BYTES = SUM_BYTES + 4 + 8 + 2 + 10 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + MEMBERSHIP_BYTES,

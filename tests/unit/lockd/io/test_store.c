@@ -533,7 +533,7 @@ END_TEST
 /* Every byte of the record "state", in every copy that lies around. */
 static void flip_state(size_t offset) {
     for (size_t at = 0; at + 256 < image_bytes; at++)
-        if (memcmp(image + at, "HLF3", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
+        if (memcmp(image + at, "HLF4", 4) == 0) image[at - 8 + offset] = (char)(image[at - 8 + offset] ^ 0x01);
     put_image(image, image_bytes);
 }
 START_TEST(a_flipped_byte_of_the_state_is_refused) {
