@@ -144,7 +144,7 @@ NODISCARD bool paxos_take(struct paxos *p, struct paxos_output *ret_out);
 void paxos_members(struct paxos *p, uint64_t now_ms, const struct membership *m);
 /* Once that slot is chosen, nobody whom the membership made in `slot` leaves out is needed any more: a majority of it
  * has on its disks that it governs.  Whoever accepted this slot had all but the last 2 x inflight_max before it chosen,
- * and stored so with it.  A leader goes as far with empty slots if nobody has work. */
+ * and stored so with it.  A leader goes as far with blank slots if nobody has work. */
 paxos_slot paxos_members_done(const struct paxos *p, paxos_slot slot);
 /* The newest membership applied, in effect or pending. */
 const struct membership *paxos_members_newest(const struct paxos *p);
